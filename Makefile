@@ -1,0 +1,67 @@
+# Scaffold a service, test the template. Everything runs through uv: the machine's, or else
+# one that is put into .venv with nothing but python3.
+
+PYTHON ?= python3
+COPIER = copier>=9.19,<10
+UV := $(shell command -v uv >/dev/null 2>&1 && echo uv || echo .venv/bin/uv)
+
+# uv trusts only the certificates it brings; a machine behind a proxy has its own.
+export UV_SYSTEM_CERTS ?= $(if $(wildcard /etc/ssl/cert.pem /etc/ssl/certs/*),true,false)
+# An activated environment of another project is of no concern here.
+unexport VIRTUAL_ENV
+
+define HELP
+make service DEST=../my-service    a new service with the default answers, and its tests
+                                   other answers: ANSWERS="-d use_redis=false -d ci=gitlab"
+make test                          the template's own tests (ARGS="-x -k update" goes to pytest)
+make check                         formatter, linters and type checker over the template's own files
+make format                        format and fix them
+endef
+
+.PHONY: help service test check format uv
+help:
+	$(info $(HELP))
+	@:
+
+service: $(UV)
+	@set -eu; dest="$(DEST)"; began=$$(date +%s); \
+	case $$dest in \
+	  "") echo 'Where to? For example: make service DEST=../my-service' >&2; exit 2;; \
+	  "~/"*) dest=$$HOME/$${dest#"~/"};; \
+	esac; \
+	if [ -e "$$dest" ] && [ -n "$$(ls -A "$$dest")" ]; then \
+	  echo "$$dest isn't empty. Choose another DEST, or update a service from within it: copier update" >&2; \
+	  exit 2; \
+	fi; \
+	echo "1/2  copier copy: the template to $$dest"; \
+	"$(UV)" tool run --from "$(COPIER)" copier copy --quiet --defaults --vcs-ref HEAD $(ANSWERS) "$(CURDIR)" "$$dest"; \
+	echo "2/2  make test, in $$dest"; \
+	$(MAKE) --no-print-directory -C "$$dest" test; \
+	echo; \
+	echo "$$dest: rendered and tested in $$(($$(date +%s) - began)) s. What next:"; \
+	echo "  cd $$dest && git init && git add . && git commit -m 'New service'"; \
+	echo "  make help"
+
+test: $(UV)
+	@$(UV) run pytest $(ARGS)
+
+check: $(UV)
+	@$(UV) run ruff format --check .
+	@$(UV) run ruff check .
+	@$(UV) run mypy
+	@$(UV) run yamllint --strict copier.yml
+
+format: $(UV)
+	@$(UV) run ruff format .
+	@$(UV) run ruff check --fix .
+
+uv:;
+
+.venv/bin/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed. If it has another name here: make PYTHON=python3.13 …" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' || \
+	  { echo "$(PYTHON) can't make virtual environments. On Debian and Ubuntu: apt install python3-venv. Or install uv." >&2; exit 1; }
+	@echo "No uv on this machine: putting one into .venv"
+	@.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
