@@ -1,0 +1,1 @@
+"""The template's own tests: render it, and run what it renders for real."""

@@ -1,0 +1,103 @@
+"""Renders and environments, made once for a run and shared by its tests and xdist workers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.command import run
+from tests.support.environment import hermetic_environment
+from tests.support.once import made_once
+from tests.support.project import Project, render
+from tests.support.template import clone_working_tree
+from tests.variants import VARIANTS, Variant
+
+Render = Callable[..., Project]
+
+
+@pytest.fixture(scope="session")
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of this run, the same for all its xdist workers."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if hasattr(request.config, "workerinput") else base
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hermetic(shared: Path) -> Iterator[None]:
+    """Keep the developer's settings out of every test."""
+    changes = hermetic_environment(shared / "home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in changes.items():
+            if value is None:
+                patch.delenv(name, raising=False)
+            else:
+                patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="session")
+def template(shared: Path, hermetic: None) -> Path:
+    """A clone of the template with the working tree committed and tagged."""
+    return made_once(shared / "template", clone_working_tree)
+
+
+@pytest.fixture(scope="session")
+def python(shared: Path, template: Path) -> Path:
+    """A Python with what every variant depends on: the defaults variant has all features.
+
+    That each variant's own dependencies suffice is tested apart, by `uv sync` and by pip.
+    """
+
+    def install(environment: Path) -> None:
+        project = shared_render(shared, template, {}, Path(sys.executable))
+        uv = os.environ["UV"]
+        run(uv, "venv", "--quiet", "--python", sys.executable, environment, cwd=shared)
+        wanted = ["-r", "pyproject.toml", "--group", "dev"]
+        project.run(uv, "pip", "install", "--quiet", "--python", environment, *wanted, timeout=600)
+
+    return made_once(shared / "environment", install) / "bin" / "python"
+
+
+@pytest.fixture(scope="session")
+def rendered(shared: Path, template: Path, python: Path) -> Render:
+    """Call it with answers for the project they give: shared by all tests, so never changed."""
+
+    def give(**answers: Any) -> Project:
+        return shared_render(shared, template, answers, python)
+
+    return give
+
+
+@pytest.fixture
+def project(rendered: Render, tmp_path: Path) -> Project:
+    """A project with the default answers of this test's own, to be changed at will."""
+    return rendered().copy_to(tmp_path / "service")
+
+
+def shared_render(shared: Path, template: Path, answers: dict[str, Any], python: Path) -> Project:
+    """The project that these answers give, rendered by the first worker that asks for it."""
+    key = hashlib.sha256(json.dumps(answers, sort_keys=True).encode()).hexdigest()[:12]
+    directory = made_once(
+        shared / "renders" / key,
+        lambda directory: render(template, directory, answers),
+    )
+    return Project.read(directory, python)
+
+
+@pytest.fixture(params=list(VARIANTS))
+def variant(request: pytest.FixtureRequest) -> Variant:
+    """Each of the variants that are tested in full, in turn."""
+    return VARIANTS[request.param]
+
+
+@pytest.fixture
+def service(variant: Variant, rendered: Render) -> Project:
+    """The variant's project, shared: never changed."""
+    return rendered(**variant.answers)

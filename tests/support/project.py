@@ -1,0 +1,125 @@
+"""A rendered project, and what a test does with one."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+from pytest_copie.plugin import Copie
+
+from tests.support.command import Finished, run
+from tests.support.once import locked
+
+ANSWERS_FILE = ".copier-answers.yml"
+
+SUMMARY = re.compile(r"^=* ?(?P<counts>(?:\d+ [a-z]+,? ?)+) in [\d.]+s", re.MULTILINE)
+
+# Made by a run, not by the render.
+BYPRODUCTS = {".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", "__pycache__"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a rendered project's pytest run ended with."""
+
+    status: int
+    output: str
+    counts: dict[str, int]
+
+    def line(self, start: str) -> str:
+        """The first line of output that begins with `start`."""
+        for line in self.output.splitlines():
+            if line.startswith(start):
+                return line
+        raise AssertionError(f"no line of the output begins with {start!r}")
+
+
+@dataclass(frozen=True)
+class Project:
+    """A rendered project and the Python that runs it."""
+
+    path: Path
+    answers: Mapping[str, Any]
+    python: Path
+
+    @classmethod
+    def read(cls, path: Path, python: Path) -> Project:
+        """The project in `path`, with the answers that Copier stored there."""
+        return cls(path, yaml.safe_load((path / ANSWERS_FILE).read_text()), python)
+
+    @property
+    def package(self) -> Path:
+        """The folder of the service's own code."""
+        return self.path / str(self.answers["package_name"])
+
+    def run(
+        self,
+        *command: str | Path,
+        env: Mapping[str, str | None] | None = None,
+        timeout: float = 180,
+        status: int | None = 0,
+    ) -> Finished:
+        """Run a command in the project's root."""
+        return run(*command, cwd=self.path, env=env, timeout=timeout, status=status)
+
+    def tool(self, *command: str | Path, status: int | None = 0) -> Finished:
+        """Run `python -m …` in the project's root."""
+        return self.run(self.python, "-m", *command, status=status)
+
+    def pytest(
+        self,
+        *options: str,
+        env: Mapping[str, str | None] | None = None,
+        timeout: float = 180,
+        status: int = 0,
+        **counts: int,
+    ) -> Outcome:
+        """Run the project's tests and ask for exactly these counts (`passed=31`), and no others.
+
+        A run that collected nothing, skipped something or warned is told from a green one.
+        """
+        with locked(self.path):  # two runs in one directory write the same coverage data
+            done = self.run(
+                self.python, "-m", "pytest", *options, env=env, timeout=timeout, status=status
+            )
+        found = list(SUMMARY.finditer(done.output))
+        assert found, "pytest printed no summary"
+        parts = found[-1]["counts"].split(", ")
+        outcome = {word.removesuffix("s"): int(n) for n, word in (p.split() for p in parts)}
+        outcome.pop("deselected", None)
+        assert outcome == counts, f"asked for {counts}, got {outcome}"
+        return Outcome(done.status, done.output, outcome)
+
+    def files(self) -> Iterator[tuple[str, Path]]:
+        """Each rendered file, with its path relative to the project's root."""
+        for path in sorted(self.path.rglob("*")):
+            relative = path.relative_to(self.path)
+            if path.is_file() and not BYPRODUCTS.intersection(relative.parts):
+                yield relative.as_posix(), path
+
+    def copy_to(self, path: Path) -> Project:
+        """A copy of the rendered files, to be changed by one test."""
+        shutil.copytree(self.path, path, ignore=shutil.ignore_patterns(*BYPRODUCTS))
+        return Project(path, self.answers, self.python)
+
+
+def render(template: Path, project: Path, answers: Mapping[str, Any]) -> None:
+    """Render the template with `answers` to `project`.
+
+    Raises what Copier raised, for an answer that was refused. pytest-copie ignores names that are
+    no question of the template; here they fail.
+    """
+    with TemporaryDirectory(dir=project.parent) as scratch:
+        result = Copie(template, Path(scratch), Path(scratch)).copy(extra_answers=dict(answers))
+        if result.exception:
+            raise result.exception
+        stored = {name: result.answers.get(name) for name in answers}
+        assert stored == dict(answers), "an answer was not taken"
+        assert result.project_dir
+        shutil.move(result.project_dir, project)

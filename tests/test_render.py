@@ -1,0 +1,127 @@
+"""What is rendered: complete, clean text files, whatever the answers."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Render
+from tests.support.project import ANSWERS_FILE, Project
+from tests.support.template import ROOT
+from tests.variants import FEATURES, VARIANTS
+
+COMBINATIONS = [
+    dict(zip(FEATURES, values, strict=True))
+    for values in itertools.product([True, False], repeat=len(FEATURES))
+]
+
+# `${{ … }}` is GitHub's own, in its workflows.
+JINJA = re.compile(r"(?<!\$)\{\{|\{%|\{#")
+HARNESS = "tests/harness"
+
+
+def describe(answers: dict[str, bool]) -> str:
+    """A readable test id: the features that are on."""
+    return "+".join(name.removeprefix("use_") for name, on in answers.items() if on) or "none"
+
+
+def test_variants_cover_each_pair_of_answers() -> None:
+    chosen = [
+        {feature: v.answers.get(feature, True) for feature in FEATURES} for v in VARIANTS.values()
+    ]
+    for one, other in itertools.combinations(FEATURES, 2):
+        assert {(answers[one], answers[other]) for answers in chosen} == {
+            (a, b) for a in (True, False) for b in (True, False)
+        }
+
+
+@pytest.mark.parametrize("answers", COMBINATIONS, ids=describe)
+def test_each_combination_passes_formatter_and_linter(
+    answers: dict[str, bool], rendered: Render
+) -> None:
+    project = rendered(**answers)
+    project.tool("ruff", "format", "--check", "--diff", "--no-cache", ".")
+    project.tool("ruff", "check", "--no-cache", ".")
+
+
+@pytest.mark.parametrize("answers", COMBINATIONS, ids=describe)
+def test_each_combination_is_clean_text(answers: dict[str, bool], rendered: Render) -> None:
+    untidy = [fault for name, text in texts(rendered(**answers)) for fault in faults(name, text)]
+    assert not untidy, "\n".join(untidy)
+
+
+def test_service_is_clean_text(service: Project) -> None:
+    untidy = [fault for name, text in texts(service) for fault in faults(name, text)]
+    assert not untidy, "\n".join(untidy)
+
+
+@pytest.mark.parametrize("answers", COMBINATIONS, ids=describe)
+def test_harness_is_the_same_in_each_render(
+    answers: dict[str, bool], rendered: Render, template: Path
+) -> None:
+    source = template / "template"
+    ours = {p.relative_to(source).as_posix(): p for p in (source / HARNESS).rglob("*.py")}
+    theirs = {n: p for n, p in rendered(**answers).files() if n.startswith(f"{HARNESS}/")}
+    assert ours.keys() == theirs.keys(), "files of the harness are copied, never rendered"
+    changed = [name for name in ours if ours[name].read_bytes() != theirs[name].read_bytes()]
+    assert not changed
+
+
+@pytest.mark.parametrize("ci", ["github", "gitlab", "none"])
+def test_ci_files_follow_the_answer(ci: str, rendered: Render) -> None:
+    names = {name for name, _ in rendered(ci=ci).files()}
+    assert (".github/workflows/ci.yml" in names) == (ci == "github")
+    assert (".gitlab-ci.yml" in names) == (ci == "gitlab")
+    assert any(name.startswith(".github/") for name in names) == (ci == "github")
+
+
+def test_names_are_used_everywhere(rendered: Render) -> None:
+    """Nothing of the default package's name stays in a service with another."""
+    other = VARIANTS["other names"]
+    project = rendered(**other.answers)
+    assert (project.package / "main.py").is_file()
+    assert not (project.path / "app").exists()
+    stray = [
+        f"{name}: {line.strip()}"
+        for name, text in texts(project)
+        if not name.startswith("tests/harness/")
+        for line in text.splitlines()
+        if re.search(r"\bapp[./](?!\w*\s*=)(config|database|models|main|services|api|seed)", line)
+        or re.search(r"\bfrom app\b|\bimport app\b|--cov=app\b", line)
+    ]
+    assert not stray, "\n".join(stray)
+    title = str(other.answers["project_name"])
+    assert title in (project.path / "README.md").read_text()
+
+
+def texts(project: Project) -> list[tuple[str, str]]:
+    """Each rendered file with its text; a file that isn't UTF-8 fails here."""
+    return [(name, path.read_bytes().decode("utf-8")) for name, path in project.files()]
+
+
+def faults(name: str, text: str) -> list[str]:
+    """What is wrong with a rendered file as text."""
+    found = []
+    if match := JINJA.search(text):
+        found.append(f"leftover Jinja: {text[match.start() :].splitlines()[0]}")
+    if JINJA.search(name):
+        found.append("leftover Jinja in the name")
+    if "\r" in text or ("\t" in text and name.endswith(".py")):
+        found.append("carriage return or tab")
+    if re.search(r"[ \t]$", text, re.MULTILINE):
+        found.append("white space at the end of a line")
+    if text and not text.endswith("\n"):
+        found.append("no newline at the end")
+    if text.startswith("\n") or text.endswith("\n\n"):
+        found.append("blank line at an end")
+    blanks = "\n\n\n\n" if name.endswith(".py") else "\n\n\n"
+    if blanks in text:
+        found.append("blank lines in a row")
+    if not text.strip() and not name.endswith(("__init__.py", "py.typed", ".gitkeep")):
+        found.append("empty")
+    if name != ANSWERS_FILE and str(ROOT) in text:
+        found.append("a path of the machine that rendered it")
+    return [f"{name}: {fault}" for fault in found]

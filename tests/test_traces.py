@@ -1,0 +1,61 @@
+"""A feature that was left out leaves no trace: no word of it in any rendered file."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.conftest import Render
+from tests.support.project import ANSWERS_FILE, Project
+from tests.variants import FEATURES
+
+# Words that only the feature brings, as they stand in code, settings and documents.
+WORDS = {
+    "use_auth": r"auth\w*|jwt\w*|argon2\w*|passwords?_?\w*|hashed_\w+|log_?ins?|tokens?|users?\b",
+    "use_redis": r"redis\w*|valkey\w*|rate.?limit\w*",
+    "use_pgvector": r"pgvector\w*|embedd\w+|vector\w*|similarity",
+    "use_assistant": r"assistants?|langgraph\w*|agents?|coordinators?|complian\w+|escalat\w+"
+    r"|conversations?|checkpoint\w*",
+}
+
+# Lines that hold such a word and do not come from the feature.
+ALLOWED = {
+    "use_auth": [],
+    "use_redis": [],
+    "use_pgvector": [],
+    "use_assistant": [r"AGENTS\.md", r"coding agents?"],
+}
+
+# The harness serves every combination and is the same in all of them.
+EVERYWHERE = ("tests/harness/", ANSWERS_FILE)
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("others", [True, False], ids=["others on", "all off"])
+def test_no_trace_of_what_was_left_out(feature: str, others: bool, rendered: Render) -> None:
+    answers = {feature: False} if others else dict.fromkeys(FEATURES, False)
+    left = traces(rendered(**answers), feature)
+    assert not left, "\n".join(left)
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_words_are_there_when_the_feature_is(feature: str, rendered: Render) -> None:
+    """Else the search above would find nothing because it looks for the wrong words."""
+    assert len(traces(rendered(), feature)) > len(FEATURES)
+
+
+def traces(project: Project, feature: str) -> list[str]:
+    """Where the feature's words stand in the project, as `file:line: text`."""
+    word = re.compile(rf"(?<![a-z])(?:{WORDS[feature]})(?![a-z])", re.IGNORECASE)
+    allowed = re.compile("|".join(ALLOWED[feature]) or r"(?!)")
+    found = []
+    for name, path in project.files():
+        if name.startswith(EVERYWHERE):
+            continue
+        if word.search(name) and not allowed.search(name):
+            found.append(f"{name}: the name")
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            if word.search(line) and not allowed.search(line):
+                found.append(f"{name}:{number}: {line.strip()}")
+    return found

@@ -1,0 +1,48 @@
+"""The answers whose renders are tested in full, and how many tests each render brings.
+
+The counts are literal on purpose: a render that lost tests, or collects none, must fail here.
+When a rendered test is added or removed, run `make test`; each failure names the new count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Answers that differ from the defaults, and the tests that pass in their render."""
+
+    unit: int
+    integration: int
+    answers: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> int:
+        """Tests of the whole suite: each is marked `unit` or `integration`."""
+        return self.unit + self.integration
+
+
+FEATURES = ("use_auth", "use_redis", "use_pgvector", "use_assistant")
+
+# One feature off each, all on and all off: every pair of answers to two features is among them.
+VARIANTS = {
+    "defaults": Variant(unit=0, integration=0),
+    "no auth": Variant(unit=0, integration=0, answers={"use_auth": False}),
+    "no redis": Variant(unit=0, integration=0, answers={"use_redis": False}),
+    "no pgvector": Variant(unit=0, integration=0, answers={"use_pgvector": False}),
+    "no assistant": Variant(unit=0, integration=0, answers={"use_assistant": False}),
+    "all off": Variant(unit=0, integration=0, answers=dict.fromkeys(FEATURES, False)),
+    "other names": Variant(
+        unit=0,
+        integration=0,
+        answers={
+            "project_name": 'Zoë\'s "Grüße" & <Söhne> \\ 东京',
+            "project_description": "Says 'hello', \"bye\" and {braces}: 100 % #1",
+            "package_name": "order_desk",
+            "ci": "gitlab",
+        },
+    ),
+}
