@@ -1,0 +1,1 @@
+"""The agents of the support desk. Import them from their modules."""
