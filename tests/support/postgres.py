@@ -62,7 +62,7 @@ def running(binaries: Path) -> Iterator[str]:
 
 
 def _has_pgvector(binaries: Path) -> bool:
-    config = [binaries / "pg_config", "--sharedir"]
+    config = [str(binaries / "pg_config"), "--sharedir"]
     share = subprocess.run(config, capture_output=True, text=True, check=False).stdout.strip()
     return (Path(share) / "extension" / "vector.control").exists()
 

@@ -1,0 +1,50 @@
+"""Rendered code as its user's tools see it: formatter, linter, type checker, `make check`."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.support.once import locked
+from tests.support.project import Project
+
+VIOLATIONS = {
+    "format": ("x = {  'a':1 }\n", "Would reformat"),
+    "lint": ("import os\n", "F401"),
+    "types": ('def double(n: int) -> int:\n    return "2" * n\n', "return-value"),
+    "untyped": ("def double(n):  # type: ignore\n    return n\n", "unused-ignore"),
+}
+
+
+def test_service_passes_formatter_and_linter(service: Project) -> None:
+    service.tool("ruff", "format", "--check", "--diff", "--no-cache", ".")
+    service.tool("ruff", "check", "--no-cache", ".")
+
+
+def test_service_passes_strict_type_checker(service: Project, mypy_cache: Path) -> None:
+    configuration = tomllib.loads((service.path / "pyproject.toml").read_text())
+    assert configuration["tool"]["mypy"]["strict"] is True
+    with locked(mypy_cache):
+        done = service.tool("mypy", "--cache-dir", mypy_cache)
+    checked = int(done.output.split(" source files")[0].split()[-1])
+    written = [name for name, _ in service.files() if name.endswith(".py")]
+    assert checked >= len([name for name in written if not name.startswith("migrations/")])
+
+
+def test_check_refuses_planted_violations(project: Project) -> None:
+    project.run("git", "init", "--quiet")
+    project.run("make", "check", timeout=300)
+    planted = project.package / "planted.py"
+    for code, reason in VIOLATIONS.values():
+        planted.write_text(code)
+        done = project.run("make", "check", status=None)
+        assert done.status != 0
+        assert reason in done.output
+
+
+@pytest.fixture
+def mypy_cache(shared: Path) -> Path:
+    """One cache for all variants: the libraries they share are analysed once."""
+    return shared / "mypy"
