@@ -1,0 +1,71 @@
+"""Documents say what is there: commands, files and questions that they name exist."""
+
+from __future__ import annotations
+
+import re
+
+import yaml
+
+from tests.support.project import Project
+from tests.support.template import ROOT
+
+DOCUMENTS = ["README.md", "AGENTS.md", "CHANGELOG.md", "docs/testing.md"]
+
+COMMAND = re.compile(r"\bmake ([a-z]+(?: [a-z]+)*)")
+PATH = re.compile(r"`([\w.-]+(?:/[\w.-]+)*/?(?<=[/a-z]))`")
+TARGET = re.compile(r"^([a-z]+):", re.MULTILINE)
+LINK = re.compile(r"\]\((?!http)([^)#]+)")
+
+# Suffixes by which a word in backticks is known to be a file.
+SUFFIXES = (".py", ".md", ".toml", ".yaml", ".yml", ".ini", ".example", ".lock", "/")
+MADE_BY_A_RUN = {"uv.lock", ".env"}
+
+
+def test_documents_name_targets_that_exist(service: Project) -> None:
+    makefile = (service.path / "Makefile").read_text()
+    targets = set(TARGET.findall(makefile))
+    for name in DOCUMENTS:
+        for line in re.findall(r"`make [^`]*`|^\s*make .*$", text(service, name), re.MULTILINE):
+            for words in COMMAND.findall(line):
+                assert set(words.split()) <= targets, f"{name}: {line}"
+
+
+def test_documents_name_files_that_exist(service: Project) -> None:
+    missing = [
+        f"{document}: {path}"
+        for document in DOCUMENTS
+        for path in [*PATH.findall(text(service, document)), *LINK.findall(text(service, document))]
+        if path.endswith(SUFFIXES)
+        and path not in MADE_BY_A_RUN
+        and not (service.path / path).exists()
+    ]
+    assert not missing
+
+
+def test_help_lists_each_target(service: Project) -> None:
+    for folder in (service.path, ROOT):
+        phony = re.search(
+            r"^\.PHONY: help (.*) uv$", (folder / "Makefile").read_text(), re.MULTILINE
+        )
+        assert phony
+        shown = service.run("make", "-C", folder, "help").output
+        listed = re.findall(r"^make ([a-z]+)", shown, re.MULTILINE)
+        assert listed == phony[1].split()
+
+
+def test_readme_lists_each_question() -> None:
+    questions = {
+        name
+        for name, question in yaml.safe_load((ROOT / "copier.yml").read_text()).items()
+        if isinstance(question, dict)
+        and not name.startswith("_")
+        and question.get("when", True)
+        and question.get("ask", True)
+    }
+    listed = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert set(listed) == questions
+
+
+def text(service: Project, name: str) -> str:
+    """A rendered document."""
+    return (service.path / name).read_text()
