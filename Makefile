@@ -60,7 +60,7 @@ uv:;
 .venv/bin/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed. If it has another name here: make PYTHON=python3.13 …" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip' || \
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 	  { echo "$(PYTHON) can't make virtual environments. On Debian and Ubuntu: apt install python3-venv. Or install uv." >&2; exit 1; }
 	@echo "No uv on this machine: putting one into .venv"
 	@.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
