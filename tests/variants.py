@@ -17,6 +17,7 @@ class Variant:
 
     unit: int
     integration: int
+    migrations: int = 4
     answers: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -46,3 +47,6 @@ VARIANTS = {
         },
     ),
 }
+
+# A file of the defaults, alone, and how many tests it has.
+ONE_FILE = (["tests/integration/test_customers.py"], 0)

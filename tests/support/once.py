@@ -17,7 +17,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def made_once(path: Path, make: Callable[[Path], None]) -> Path:
+def made_once(path: Path, make: Callable[[Path], object]) -> Path:
     """Return `path`, having called `make(path)` if no worker of this run has done so successfully.
 
     The others wait. A `make` that raised leaves nothing, so that each test shows the same cause.

@@ -68,9 +68,15 @@ class Project:
         """Run a command in the project's root."""
         return run(*command, cwd=self.path, env=env, timeout=timeout, status=status)
 
-    def tool(self, *command: str | Path, status: int | None = 0) -> Finished:
+    def tool(
+        self,
+        *command: str | Path,
+        env: Mapping[str, str | None] | None = None,
+        timeout: float = 180,
+        status: int | None = 0,
+    ) -> Finished:
         """Run `python -m …` in the project's root."""
-        return self.run(self.python, "-m", *command, status=status)
+        return self.run(self.python, "-m", *command, env=env, timeout=timeout, status=status)
 
     def pytest(
         self,
@@ -85,9 +91,7 @@ class Project:
         A run that collected nothing, skipped something or warned is told from a green one.
         """
         with locked(self.path):  # two runs in one directory write the same coverage data
-            done = self.run(
-                self.python, "-m", "pytest", *options, env=env, timeout=timeout, status=status
-            )
+            done = self.tool("pytest", *options, env=env, timeout=timeout, status=status)
         found = list(SUMMARY.finditer(done.output))
         assert found, "pytest printed no summary"
         parts = found[-1]["counts"].split(", ")

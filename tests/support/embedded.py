@@ -1,0 +1,49 @@
+"""The embedded Postgres of a rendered project, reached through the project's own harness."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.support.project import Project
+
+# Runs in the rendered project. Importing `tests` points it at its servers.
+_EXECUTE = """\
+import json, sys
+import tests
+from tests.harness import databases, environment, server
+
+embedded = server.EmbeddedServer(environment.current.home)
+embedded.start()
+try:
+    with databases.connect(environment.current, sys.argv[1]) as connection:
+        rows = []
+        for statement in sys.argv[2:]:
+            cursor = connection.execute(statement)
+            rows = cursor.fetchall() if cursor.description else []
+finally:
+    embedded.stop()
+print("rows:", json.dumps(rows))
+"""
+
+
+def execute(project: Project, *statements: str, database: str = "postgres") -> list[list[Any]]:
+    """Run SQL on the project's embedded server. Returns the rows of the last statement."""
+    done = project.run(project.python, "-c", _EXECUTE, database, *statements)
+    (rows,) = (line for line in done.output.splitlines() if line.startswith("rows: "))
+    found: list[list[Any]] = json.loads(rows.removeprefix("rows: "))
+    return found
+
+
+def databases(project: Project) -> list[str]:
+    """Names of the databases that the harness made on the project's server."""
+    rows = execute(project, "SELECT datname FROM pg_database WHERE datname ~ '^app_' ORDER BY 1")
+    return [name for (name,) in rows]
+
+
+def damage(project: Project, *statements: str) -> None:
+    """Change the golden database behind the harness's back."""
+    (golden,) = (name for name in databases(project) if name.startswith("app_g_"))
+    execute(project, f"ALTER DATABASE {golden} ALLOW_CONNECTIONS true")
+    execute(project, *statements, database=golden)
+    execute(project, f"ALTER DATABASE {golden} ALLOW_CONNECTIONS false")

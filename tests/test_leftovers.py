@@ -1,0 +1,82 @@
+"""What a run of a rendered service's tests leaves on the machine: nothing that runs, no litter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support import embedded
+from tests.support.machine import MARK, lying_in, new_mark, started_with
+from tests.support.project import Project
+from tests.variants import ONE_FILE, VARIANTS
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
+
+# Loaded by `-p` into the rendered service's pytest: whoever starts a process or connects, fails.
+ALARM = """\
+import sys
+
+FORBIDDEN = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "os.exec",
+             "socket.connect")
+
+
+def alarm(event, arguments):
+    if event in FORBIDDEN:
+        raise AssertionError(f"{event}{arguments} during a run of unit tests")
+
+
+sys.addaudithook(alarm)
+"""
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, str | None]:
+    """An environment whose temporary, cache and home folders are empty and this test's own."""
+    names = {"TMPDIR": "tmp", "HOME": "home", "XDG_CACHE_HOME": "cache", "XDG_RUNTIME_DIR": "run"}
+    for name in names.values():
+        (tmp_path / name).mkdir()
+    return {variable: str(tmp_path / name) for variable, name in names.items()}
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "two workers"])
+def test_nothing_runs_or_lies_about_afterwards(
+    workers: list[str], project: Project, folders: dict[str, str | None], tmp_path: Path
+) -> None:
+    project.run("git", "init", "--quiet")
+    project.run("git", "add", "--all")
+    project.run("git", "commit", "--quiet", "--message", "Scaffold")
+    mark = new_mark()
+    project.pytest(*workers, env={**folders, MARK: mark}, passed=VARIANTS["defaults"].passed)
+    assert not started_with(mark)
+    assert not lying_in(*(Path(folder) for folder in folders.values() if folder))
+    assert not project.run("git", "status", "--porcelain").output
+    assert all(name.startswith("app_g_") for name in embedded.databases(project))
+
+
+def test_failed_test_leaves_its_database_and_says_where(project: Project) -> None:
+    (project.path / "tests" / "test_fails.py").write_text(
+        "import pytest\n"
+        "from sqlalchemy import text\n\n\n"
+        "@pytest.mark.own_database\n"
+        "async def test_fails(db_session):\n"
+        '    await db_session.execute(text("CREATE TABLE evidence (id int)"))\n'
+        "    await db_session.commit()\n"
+        "    assert False\n"
+    )
+    outcome = project.pytest("tests/test_fails.py", status=1, failed=1)
+    (kept,) = (name for name in embedded.databases(project) if name.startswith("app_k_"))
+    assert f"python -m tests.harness psql {kept}" in outcome.output
+    assert embedded.execute(project, "SELECT count(*) FROM evidence", database=kept) == [[0]]
+
+
+def test_unit_tests_start_nothing_and_connect_to_nothing(
+    project: Project, folders: dict[str, str | None], tmp_path: Path
+) -> None:
+    (tmp_path / "alarm.py").write_text(ALARM)
+    env = {**folders, "PYTHONPATH": str(tmp_path)}
+    project.pytest("-p", "alarm", "-m", "unit", env=env, passed=VARIANTS["defaults"].unit)
+    assert not lying_in(*(Path(folder) for folder in folders.values() if folder))
+    files, _ = ONE_FILE
+    red = project.tool("pytest", "-p", "alarm", *files, env=env, status=None)
+    assert "during a run of unit tests" in red.output, "the alarm itself works"
