@@ -23,6 +23,7 @@ help:
 	$(info $(HELP))
 	@:
 
+# Copier lets git update submodules, by a script of git's that needs sed: hence the longer PATH.
 service: $(UV)
 	@set -eu; dest="$(DEST)"; began=$$(date +%s); \
 	case $$dest in \
@@ -34,7 +35,7 @@ service: $(UV)
 	  exit 2; \
 	fi; \
 	echo "1/2  copier copy: the template to $$dest"; \
-	"$(UV)" tool run --from "$(COPIER)" copier copy --quiet --defaults --vcs-ref HEAD $(ANSWERS) "$(CURDIR)" "$$dest"; \
+	PATH="$$PATH:/usr/bin:/bin" "$(UV)" tool run --from "$(COPIER)" copier copy --quiet --defaults --vcs-ref HEAD $(ANSWERS) "$(CURDIR)" "$$dest"; \
 	echo "2/2  make test, in $$dest"; \
 	$(MAKE) --no-print-directory -C "$$dest" test; \
 	echo; \
