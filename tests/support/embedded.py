@@ -1,8 +1,11 @@
-"""The embedded Postgres of a rendered project, reached through the project's own harness."""
+"""The embedded servers of a rendered project, reached through the project's own harness."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tests.support.project import Project
@@ -47,3 +50,45 @@ def damage(project: Project, *statements: str) -> None:
     execute(project, f"ALTER DATABASE {golden} ALLOW_CONNECTIONS true")
     execute(project, *statements, database=golden)
     execute(project, f"ALTER DATABASE {golden} ALLOW_CONNECTIONS false")
+
+
+# Runs in the rendered project until its input ends.
+_SERVE = """\
+import json, sys
+import tests
+from tests.harness import databases, environment, server
+
+embedded = server.EmbeddedServer(environment.current.home)
+embedded.start()
+try:
+    with databases.connect(environment.current) as connection:
+        connection.execute("CREATE DATABASE service")
+    print(json.dumps({"DATABASE_URL": environment.current.url("service")}), flush=True)
+    sys.stdin.read()
+finally:
+    embedded.stop()
+"""
+
+
+@contextmanager
+def servers(project: Project) -> Iterator[dict[str, str]]:
+    """Run the project's embedded servers, with an empty database for the service itself.
+
+    Gives the service's environment variables that name them.
+    """
+    process = subprocess.Popen(
+        [str(project.python), "-c", _SERVE],
+        cwd=project.path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin
+    assert process.stdout
+    try:
+        line = process.stdout.readline()
+        assert line, "the servers did not start"
+        urls: dict[str, str] = json.loads(line)
+        yield urls
+    finally:
+        process.communicate(timeout=30)
