@@ -1,0 +1,56 @@
+"""Structured logs: lines for people in development and tests, JSON everywhere else."""
+
+import logging
+import sys
+
+import structlog
+
+from .config import settings
+
+HANDLER = "service"
+
+
+def configure_logging() -> None:
+    """Send structlog and the standard library through one handler. May be called again."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    final: list[structlog.typing.Processor]
+    if settings.environment in {"development", "test"}:
+        final = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    else:
+        final = [
+            structlog.processors.dict_tracebacks,
+            structlog.processors.EventRenamer("message"),
+            structlog.processors.JSONRenderer(),
+        ]
+
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler()
+    handler.set_name(HANDLER)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final],
+        )
+    )
+
+    # Only our own handler is replaced: others belong to whoever embeds the service, such as pytest.
+    root = logging.getLogger()
+    root.handlers = [other for other in root.handlers if other.get_name() != HANDLER]
+    root.addHandler(handler)
+    root.setLevel(settings.log_level)
+    for name in ("uvicorn", "uvicorn.error"):
+        logging.getLogger(name).handlers = []
+        logging.getLogger(name).propagate = True
+    # The middleware logs each request, with its id.
+    logging.getLogger("uvicorn.access").handlers = []
+    logging.getLogger("uvicorn.access").propagate = False
