@@ -12,16 +12,20 @@ from tests.variants import FEATURES
 
 # Words that only the feature brings, as they stand in code, settings and documents.
 WORDS = {
-    "use_auth": r"auth\w*|jwt\w*|argon2\w*|passwords?_?\w*|hashed_\w+|log_?ins?|tokens?|users?\b",
+    "use_auth": r"auth\w*|jwt\w*|pyjwt|argon2\w*|log_?ins?|(?:access |bearer )tokens?|user names?"
+    r"|registrations?|register(?:ed|s)? (?:user|account)\w*|create_test_\w+|current_user|models\.user",
     "use_redis": r"redis\w*|valkey\w*|rate.?limit\w*",
-    "use_pgvector": r"pgvector\w*|embedd\w+|vector\w*|similarity",
-    "use_assistant": r"assistants?|langgraph\w*|agents?|coordinators?|complian\w+|escalat\w+"
-    r"|conversations?|checkpoint\w*",
+    "use_pgvector": r"pgvector\w*|embedding\w*|embedders?|vectors?|hnsw|similarity|cosine\w*",
+    "use_assistant": r"assistants?|langgraph\w*|langchain\w*|agents?|agent_\w+|coordinators?"
+    r"|complian\w+|escalat\w+|conversations?|checkpoint\w*|psycopg_?pool|llm_\w+",
 }
 
 # Lines that hold such a word and do not come from the feature.
 ALLOWED = {
-    "use_auth": [],
+    "use_auth": [
+        r"Authorization.*api_key",  # of the embedding service
+        r"hosts?, authors|authority",
+    ],
     "use_redis": [],
     "use_pgvector": [],
     "use_assistant": [r"AGENTS\.md", r"coding agents?"],
