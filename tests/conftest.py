@@ -17,7 +17,7 @@ from tests.support.environment import hermetic_environment
 from tests.support.once import made_once
 from tests.support.project import Project, render
 from tests.support.template import clone_working_tree
-from tests.variants import VARIANTS, Variant
+from tests.variants import COMBINATIONS, VARIANTS, Variant
 
 Render = Callable[..., Project]
 
@@ -101,3 +101,9 @@ def variant(request: pytest.FixtureRequest) -> Variant:
 def service(variant: Variant, rendered: Render) -> Project:
     """The variant's project, shared: never changed."""
     return rendered(**variant.answers)
+
+
+@pytest.fixture(params=list(COMBINATIONS))
+def combination(request: pytest.FixtureRequest, rendered: Render) -> Project:
+    """The project of each combination of answers in turn, shared: never changed."""
+    return rendered(**COMBINATIONS[request.param])

@@ -18,18 +18,18 @@ VIOLATIONS = {
 }
 
 
-def test_service_passes_formatter_and_linter(service: Project) -> None:
-    service.tool("ruff", "format", "--check", "--diff", "--no-cache", ".")
-    service.tool("ruff", "check", "--no-cache", ".")
+def test_render_passes_formatter_and_linter(combination: Project) -> None:
+    combination.tool("ruff", "format", "--check", "--diff", "--no-cache", ".")
+    combination.tool("ruff", "check", "--no-cache", ".")
 
 
-def test_service_passes_strict_type_checker(service: Project, mypy_cache: Path) -> None:
-    configuration = tomllib.loads((service.path / "pyproject.toml").read_text())
+def test_render_passes_strict_type_checker(combination: Project, mypy_cache: Path) -> None:
+    configuration = tomllib.loads((combination.path / "pyproject.toml").read_text())
     assert configuration["tool"]["mypy"]["strict"] is True
     with locked(mypy_cache):
-        done = service.tool("mypy", "--cache-dir", mypy_cache)
+        done = combination.tool("mypy", "--cache-dir", mypy_cache)
     checked = int(done.output.split(" source files")[0].split()[-1])
-    written = [name for name, _ in service.files() if name.endswith(".py")]
+    written = [name for name, _ in combination.files() if name.endswith(".py")]
     assert checked >= len([name for name in written if not name.startswith("migrations/")])
 
 

@@ -13,7 +13,7 @@ from tests.variants import FEATURES
 # Words that only the feature brings, as they stand in code, settings and documents.
 WORDS = {
     "use_auth": r"auth\w*|jwt\w*|pyjwt|argon2\w*|log_?ins?|(?:access |bearer )tokens?|user names?"
-    r"|registrations?|register(?:ed|s)? (?:user|account)\w*|create_test_\w+|current_user|models\.user",
+    r"|registrations?|create_test_\w+|current_user|models\.user",
     "use_redis": r"redis\w*|valkey\w*|rate.?limit\w*",
     "use_pgvector": r"pgvector\w*|embedding\w*|embedders?|vectors?|hnsw|similarity|cosine\w*",
     "use_assistant": r"assistants?|langgraph\w*|langchain\w*|agents?|agent_\w+|coordinators?"

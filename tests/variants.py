@@ -6,6 +6,7 @@ When a rendered test is added or removed, run `make test`; each failure names th
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,13 @@ class Variant:
 
 FEATURES = ("use_auth", "use_redis", "use_pgvector", "use_assistant")
 
+OTHER_NAMES = {
+    "project_name": 'Zoë\'s "Grüße" & <Söhne> \\ 東京',
+    "project_description": "Says 'hello', \"bye\" and {braces}: 100 % #1",
+    "package_name": "order_desk",
+    "ci": "gitlab",
+}
+
 # One feature off each, all on and all off: every pair of answers to two features is among them.
 VARIANTS = {
     "defaults": Variant(unit=0, integration=0),
@@ -36,17 +44,16 @@ VARIANTS = {
     "no pgvector": Variant(unit=0, integration=0, answers={"use_pgvector": False}),
     "no assistant": Variant(unit=0, integration=0, answers={"use_assistant": False}),
     "all off": Variant(unit=0, integration=0, answers=dict.fromkeys(FEATURES, False)),
-    "other names": Variant(
-        unit=0,
-        integration=0,
-        answers={
-            "project_name": 'Zoë\'s "Grüße" & <Söhne> \\ 东京',
-            "project_description": "Says 'hello', \"bye\" and {braces}: 100 % #1",
-            "package_name": "order_desk",
-            "ci": "gitlab",
-        },
-    ),
+    "other names": Variant(unit=0, integration=0, answers=OTHER_NAMES),
 }
 
 # A file of the defaults, alone, and how many tests it has.
 ONE_FILE = (["tests/integration/test_customers.py"], 0)
+
+# Answers whose renders pass everything that does not run them: each combination of the features,
+# named for those that are off, and names of many kinds of letters.
+COMBINATIONS: dict[str, Mapping[str, Any]] = {
+    " ".join(["no", *off]) if off else "defaults": dict.fromkeys(off, False)
+    for count in range(len(FEATURES) + 1)
+    for off in itertools.combinations(FEATURES, count)
+} | {"other names": OTHER_NAMES}
