@@ -1,0 +1,27 @@
+"""The test harness: a real, seeded, self-healing Postgres for every test, and nothing to set up.
+
+Owned by the template, and replaced by its updates: override, don't edit. A service describes
+itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code, follow a run:
+
+    environment   who this process is, and the URLs that the service gets
+    recipe        what the service says about itself
+    guard         what is refused before anything is touched
+    server        the embedded Postgres (locks: how processes share it)
+    databases     the names and marks of our databases, and how they go
+    fingerprint   what a golden database depends on (digest: what it holds)
+    golden        the golden database: found, or built and published
+    worker        the clone that a worker's tests see, replaced when dirty
+    transaction   the rollback of a test (lent: the connection that the service gets)
+    harness       the above, put together for one process
+    fixtures      what tests ask for
+    plugin        the hooks of pytest
+    valkey        the same for Redis
+
+`python -m tests.harness` shows what is there, opens psql, and cleans up.
+"""
+
+from __future__ import annotations
+
+from tests.harness.recipe import Recipe, module, script
+
+__all__ = ["Recipe", "module", "script"]

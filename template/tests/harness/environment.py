@@ -1,0 +1,162 @@
+"""Who this process is, where its servers are, and the environment that the service sees.
+
+`prepare()` runs from `tests/__init__.py`, before anything of the service is imported, so that
+settings and engines made at import time already point at the tests' database. It starts nothing
+and imports next to nothing: a run of unit tests pays only for this file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, urlencode, urlsplit, urlunsplit
+
+from tests.harness.errors import HarnessError
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The project: the folder that holds `tests/`."""
+
+PORT = 5432
+"""Names the embedded server's socket file; nothing listens on a network port."""
+
+_MEMORY = Path("/dev/shm")  # noqa: S108 - checked for ownership before it is used
+_MEMORY_FREE = 512 * 1024 * 1024
+_SOCKET_PATH_MAX = 100  # Linux allows 107 bytes, macOS 103
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What is fixed from the first import to the end of the process.
+
+    Attributes:
+        run: eight hex digits, shared by the workers of one run.
+        worker: `main`, or pytest-xdist's `gw0`, `gw1`, …
+        home: folder of the embedded servers of this project; made when first needed.
+        external_url: `TEST_DATABASE_URL`, or None for the embedded server.
+        external_redis_url: `TEST_REDIS_URL`, or None for the embedded server.
+        application_url: the `DATABASE_URL` that the service would have used.
+        variable: name of the variable that gives the service its database URL.
+    """
+
+    run: str
+    worker: str
+    home: Path
+    external_url: str | None
+    external_redis_url: str | None
+    application_url: str | None
+    variable: str
+
+    @property
+    def database(self) -> str:
+        """The worker's database. Always this name: what is behind it is replaced when dirty."""
+        return f"app_w_{self.run}_{self.worker}"
+
+    def url(self, database: str, driver: str = "postgresql+asyncpg") -> str:
+        """The URL of a database on the tests' server, for SQLAlchemy and asyncpg."""
+        if self.external_url is None:
+            query = urlencode({"host": str(self.home / "socket"), "port": PORT}, safe="/")
+            return f"{driver}://postgres@/{quote(database)}?{query}"
+        parts = urlsplit(self.external_url)
+        return urlunsplit(parts._replace(path="/" + quote(database)))
+
+    def conninfo(self, database: str) -> str:
+        """The same for libpq: psql and psycopg."""
+        scheme, _, rest = self.url(database).partition("://")
+        dialect = scheme.partition("+")[0]
+        return f"{dialect}://{rest}".replace("?ssl=", "?sslmode=").replace("&ssl=", "&sslmode=")
+
+
+current: Environment
+"""Set by `prepare()`."""
+
+
+def prepare(*, database_url: str = "DATABASE_URL", **variables: str) -> Environment:
+    """Point the service at the tests' database, before the service is imported.
+
+    Args:
+        database_url: the variable from which the service reads its database URL.
+        variables: further environment variables of the service under test.
+    """
+    global current  # noqa: PLW0603 - one process, one environment
+    run, worker = _identity()
+    current = Environment(
+        run=run,
+        worker=worker,
+        home=_home(),
+        external_url=os.environ.get("TEST_DATABASE_URL") or None,
+        external_redis_url=os.environ.get("TEST_REDIS_URL") or None,
+        application_url=_own(database_url),
+        variable=database_url,
+    )
+    os.environ[database_url] = current.url(current.database)
+    os.environ.update(variables)
+    return current
+
+
+def _own(variable: str) -> str | None:
+    """The application's own value of a variable: from the environment, or from `.env`."""
+    kept = f"HARNESS_APPLICATION_{variable}"  # workers inherit an environment already prepared
+    if kept not in os.environ:
+        from dotenv import dotenv_values
+
+        own = os.environ.get(variable) or dotenv_values(ROOT / ".env").get(variable)
+        os.environ[kept] = own or ""
+    return os.environ[kept] or None
+
+
+def _identity() -> tuple[str, str]:
+    """The run's id and the worker's name. Workers of pytest-xdist inherit the id.
+
+    The process that made the id is noted beside it: a pytest started by a test inherits the
+    variables too, and must be a run of its own.
+    """
+    run, _, maker = os.environ.get("HARNESS_RUN", "").partition(":")
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker and maker == str(os.getppid()):
+        return run, worker
+    run = secrets.token_hex(4)
+    os.environ["HARNESS_RUN"] = f"{run}:{os.getpid()}"
+    return run, "main"
+
+
+def _home() -> Path:
+    """The embedded servers' folder: in memory where there is room, else in the user's cache."""
+    key = hashlib.sha256(os.fsencode(ROOT)).hexdigest()[:12]
+    folders = [base / key for base in bases()]
+    usable = [f for f in folders if len(os.fsencode(f / f"socket/.s.PGSQL.{PORT}")) <= _SOCKET_PATH_MAX]
+    for folder in usable:
+        if folder.exists():
+            return folder
+    if not usable:
+        raise HarnessError(f"No folder with a path short enough for a socket: tried {folders}.")
+    return usable[0]
+
+
+def bases() -> list[Path]:
+    """Folders of this user that may hold clusters, the best first."""
+    name = f"pytest-harness-{os.geteuid()}"
+    found = []
+    if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK):
+        room = os.statvfs(_MEMORY)
+        if (_MEMORY / name).exists() or room.f_bavail * room.f_frsize >= _MEMORY_FREE:
+            found.append(_MEMORY / name)
+    # The server of root runs as another user, who can't enter root's home.
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
+    if os.geteuid() != 0 and os.path.isabs(cache):  # noqa: PTH117 - "~" stays where there is no home
+        found.append(Path(cache) / name)
+    found += [Path(tempfile.gettempdir()) / name, Path("/tmp") / name]  # noqa: S108 - ownership is checked
+    return [base for base in found if _ours(base)]
+
+
+def _ours(base: Path) -> bool:
+    """Not somebody else's folder, put where we would look."""
+    try:
+        status = base.lstat()
+    except FileNotFoundError:
+        return os.access(next(p for p in base.parents if p.exists()), os.W_OK)
+    return status.st_uid == os.geteuid() and not base.is_symlink()
+

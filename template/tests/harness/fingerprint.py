@@ -1,0 +1,131 @@
+"""Everything that decides what a golden database holds, as hashes: change one, and it is rebuilt."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pkgutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.harness import environment
+from tests.harness.databases import Connection
+from tests.harness.errors import HarnessError
+from tests.harness.recipe import Recipe
+
+if TYPE_CHECKING:
+    from sqlalchemy import MetaData
+
+FORMAT = 1
+"""Raised when this harness builds golden databases differently."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The hash that names a golden database, and its parts, to tell what changed."""
+
+    value: str
+    parts: dict[str, str]
+
+    def changes(self, before: dict[str, str]) -> list[str]:
+        """Names of the parts that differ from those of another fingerprint."""
+        return [name for name in sorted({*self.parts, *before}) if self.parts.get(name) != before.get(name)]
+
+
+def fingerprint(connection: Connection, recipe: Recipe) -> Fingerprint:
+    """Hash what the recipe, the project's files and the server bring to a golden database.
+
+    Raises:
+        HarnessError: a source or an extension of the recipe does not exist.
+    """
+    parts = {
+        "the harness": _hash([str(FORMAT).encode()]),
+        "the server": _hash(_server(connection)),
+        "the extensions": _hash(_extensions(connection, recipe.extensions)),
+        "the recipe": _hash(_recipe(recipe)),
+        "the models": _hash(statement.encode() for statement in ddl(recipe)),
+        **{source: _hash(_files(environment.ROOT, source)) for source in recipe.sources},
+    }
+    total = _hash(part for name, hash_ in sorted(parts.items()) for part in (name.encode(), hash_.encode()))
+    return Fingerprint(total, parts)
+
+
+def metadata(recipe: Recipe) -> MetaData | None:
+    """The service's `MetaData`, imported now."""
+    return pkgutil.resolve_name(recipe.metadata) if recipe.metadata else None
+
+
+def ddl(recipe: Recipe) -> list[str]:
+    """The statements that `create_all` would send to an empty database."""
+    tables = metadata(recipe)
+    if tables is None:
+        return []
+    from sqlalchemy import create_mock_engine
+
+    statements: list[str] = []
+
+    def record(statement: Any, *_: Any, **__: Any) -> None:
+        statements.append(str(statement.compile(dialect=engine.dialect)))
+
+    engine = create_mock_engine("postgresql+psycopg://", record)
+    tables.create_all(engine, checkfirst=False)
+    return statements
+
+
+def _hash(pieces: Iterable[bytes]) -> str:
+    """SHA-256 over length-prefixed pieces: no two lists of pieces run together."""
+    total = hashlib.sha256()
+    for piece in pieces:
+        total.update(len(piece).to_bytes(8))
+        total.update(piece)
+    return total.hexdigest()
+
+
+def _recipe(recipe: Recipe) -> list[bytes]:
+    # The interpreter's own path is not what a command is about.
+    words = [word for command in recipe.commands for word in ("", *command[1:])]
+    return [repr((recipe.metadata, sorted(recipe.seeded))).encode(), *(w.encode() for w in words)]
+
+
+def _server(connection: Connection) -> list[bytes]:
+    row = connection.execute(
+        """
+        SELECT current_setting('server_version'), current_user::text, datcollate, datctype, encoding::text
+        FROM pg_database WHERE datname = 'template0'
+        """
+    ).fetchone()
+    assert row is not None
+    return [str(value).encode() for value in row]
+
+
+def _extensions(connection: Connection, names: Iterable[str]) -> list[bytes]:
+    found = dict(connection.execute("SELECT name, default_version FROM pg_available_extensions").fetchall())
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise HarnessError(
+            f"The tests' server does not have the extension {', '.join(missing)}. Install it there "
+            "(pgvector is packaged as postgresql-NN-pgvector), or unset TEST_DATABASE_URL to use the "
+            "embedded server, which has it."
+        )
+    return [f"{name} {found[name]}".encode() for name in names]
+
+
+def _files(root: Path, source: str) -> list[bytes]:
+    """Relative paths and contents of a file, or of all files under a folder."""
+    start = root / source
+    if start.is_file():
+        return [start.read_bytes()]
+    if not start.is_dir():
+        raise HarnessError(
+            f"{source} does not exist, but is listed under `sources` in tests/conftest.py: "
+            "correct the path, or take it out."
+        )
+    pieces = []
+    for folder, subfolders, names in os.walk(start):
+        subfolders[:] = sorted(name for name in subfolders if name != "__pycache__")
+        for name in sorted(names):
+            path = Path(folder, name)
+            pieces += [os.fsencode(path.relative_to(root).as_posix()), path.read_bytes()]
+    return pieces

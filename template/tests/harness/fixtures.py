@@ -1,0 +1,92 @@
+"""What tests ask for. Override one by defining it again in `tests/conftest.py`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from tests.harness.errors import HarnessError
+from tests.harness.harness import Harness
+from tests.harness.plugin import HARNESS, failed, needs_database
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+
+@pytest.fixture(scope="session", autouse=True)
+def enterprise_database_setup(request: pytest.FixtureRequest) -> Harness | None:
+    """A complete, verified, seeded database for this worker, whatever was there before.
+
+    Starts nothing when all selected tests are marked `unit`.
+    """
+    if not any(needs_database(item) for item in request.session.items):
+        return None
+    harness = request.config.stash[HARNESS]
+    try:
+        harness.start()
+    except HarnessError as error:
+        failure = error
+    else:
+        return harness
+    request.session.shouldfail = "there is no database for the tests"
+    if request.config.get_verbosity() > 1:  # -vv: with the cause
+        raise failure
+    pytest.fail(str(failure), pytrace=False)
+
+
+@pytest.fixture
+def harness(enterprise_database_setup: Harness | None) -> Harness:
+    """The harness of this process, with its database ready."""
+    if enterprise_database_setup is None:
+        pytest.fail("A test marked unit asks for a database: mark it integration.", pytrace=False)
+    return enterprise_database_setup
+
+
+@pytest_asyncio.fixture(scope="session")
+async def _kept_connection(enterprise_database_setup: Harness | None) -> AsyncIterator[None]:
+    """Closes the connection that rollback tests share, before the session's event loop is."""
+    yield
+    if enterprise_database_setup is not None:
+        await enterprise_database_setup.transaction.close()
+
+
+@pytest_asyncio.fixture
+async def db_session(
+    request: pytest.FixtureRequest, harness: Harness, _kept_connection: None
+) -> AsyncIterator[AsyncSession]:
+    """A session of the service, in a transaction that is rolled back at the end of the test.
+
+    All that the service does through its engine happens in that transaction, whatever it commits.
+    In a test marked `own_database`, everything is real instead.
+    """
+    if request.node.get_closest_marker("own_database"):
+        async with harness.sessionmaker() as session:
+            yield session
+        return
+    harness.begin_rollback()
+    try:
+        async with harness.sessionmaker() as session:
+            yield session
+    finally:
+        problems = await harness.end_rollback(passed=not failed(request.node))
+    if problems:
+        pytest.fail("\n\n".join(problems), pytrace=False)
+
+
+@pytest_asyncio.fixture
+async def db_engine(harness: Harness) -> AsyncIterator[AsyncEngine]:
+    """An engine on the tests' database that keeps no connection. What it commits is real.
+
+    The database is replaced before the next test, if this one connected.
+    """
+    from sqlalchemy import NullPool
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    engine = create_async_engine(harness.environment.url(harness.environment.database), poolclass=NullPool)
+    try:
+        yield engine
+    finally:
+        await engine.dispose()

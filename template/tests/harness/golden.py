@@ -1,0 +1,287 @@
+"""The golden database: complete, verified, seeded and sealed, or not there at all.
+
+It is found by the fingerprint of everything that made it. It is built under another name and
+published, with its comment, in one transaction: a builder that dies publishes nothing. It is
+healed by replacement, never patched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from tests.harness import databases
+from tests.harness.databases import Connection, Database
+from tests.harness.digest import differences, digest
+from tests.harness.environment import ROOT, Environment
+from tests.harness.errors import HarnessError
+from tests.harness.fingerprint import Fingerprint, fingerprint, metadata
+from tests.harness.recipe import Recipe
+
+_KEEP = 3  # golden databases of this project, for the branches one switches between
+_KEEP_DAYS = 7  # of any project, on a server that many share
+_OUTPUT = 4000  # characters of a failed command that are shown
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A published golden database.
+
+    Attributes:
+        name: of the database.
+        digest: what it holds, see `digest.digest`.
+        story: reused, or built in what time and why; for the header.
+    """
+
+    name: str
+    digest: dict[str, Any]
+    story: str
+
+
+def ensure(environment: Environment, connection: Connection, recipe: Recipe, say: Say) -> Golden:
+    """Find the golden database of the present sources, or build it.
+
+    Processes that come at the same time build it once: one builds, the others wait for it.
+
+    Args:
+        environment: of this process.
+        connection: to the maintenance database; it holds the lock of the build.
+        recipe: the service's.
+        say: shows a line about long work.
+
+    Raises:
+        HarnessError: a command failed, or somebody else builds for too long.
+    """
+    wanted = fingerprint(connection, recipe)
+    name = f"app_g_{wanted.value[:16]}"
+    if golden := _find(connection, name, wanted):
+        return golden
+    _wait_for_build_lock(connection, wanted, recipe, say)
+    try:
+        if golden := _find(connection, name, wanted):  # somebody was quicker
+            return golden
+        why = _why(connection, name, wanted)
+        say(f"building the golden database: {why}")
+        _discard(connection, name)
+        return _build(environment, connection, recipe, wanted, name, why)
+    finally:
+        databases.release_build_lock(connection, wanted.value)
+
+
+def discard(connection: Connection, golden: Golden, recipe: Recipe, say: Say) -> None:
+    """Drop a golden database whose clone did not hold what it should."""
+    wanted = fingerprint(connection, recipe)
+    _wait_for_build_lock(connection, wanted, recipe, say)
+    try:
+        _discard(connection, golden.name)
+    finally:
+        databases.release_build_lock(connection, wanted.value)
+
+
+def clone(connection: Connection, golden: Golden, name: str) -> None:
+    """Make a database that holds what the golden one holds."""
+    databases.create(connection, name, template=golden.name)
+
+
+def _find(connection: Connection, name: str, wanted: Fingerprint) -> Golden | None:
+    """The published database of a fingerprint, if it is still as it was published."""
+    for database in databases.ours(connection):
+        if database.name == name and database.sealed and database.valid:
+            notes = _notes(database)
+            if notes.get("fingerprint") == wanted.value:
+                return Golden(name, notes["digest"], "reused")
+    return None
+
+
+def _notes(database: Database) -> dict[str, Any]:
+    try:
+        notes = json.loads(database.comment)
+    except ValueError:
+        return {}
+    return notes if isinstance(notes, dict) else {}
+
+
+def _wait_for_build_lock(connection: Connection, wanted: Fingerprint, recipe: Recipe, say: Say) -> None:
+    patience = recipe.timeout * (len(recipe.commands) + 1)
+    begun = time.monotonic()
+    told = False
+    while not databases.try_build_lock(connection, wanted.value):
+        waited = time.monotonic() - begun
+        if waited > patience:
+            raise HarnessError(
+                f"Waited {waited:.0f} s for the golden database that "
+                f"{databases.build_lock_holder(connection, wanted.value)} builds. If it hangs, stop it and run again."
+            )
+        if waited > 1 and not told:
+            say(f"waiting for the golden database, built by {databases.build_lock_holder(connection, wanted.value)}")
+            told = True
+        time.sleep(0.02)
+
+
+def _why(connection: Connection, name: str, wanted: Fingerprint) -> str:
+    """The reason for a build, in words."""
+    published = [(d, _notes(d)) for d in databases.ours(connection) if d.kind == "g"]
+    if any(d.name == name for d, _ in published):
+        return "the one there was damaged"
+    mine = [notes for _, notes in published if notes.get("project") == str(ROOT)]
+    if not mine:
+        return "there was none"
+    last = max(mine, key=lambda notes: str(notes.get("built")))
+    changed = wanted.changes(last.get("parts", {}))
+    return f"{', '.join(changed)} changed"
+
+
+def _discard(connection: Connection, name: str) -> None:
+    for database in databases.ours(connection):
+        if database.name == name:
+            databases.drop(connection, [database])
+    if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
+        raise HarnessError(
+            f"The tests' server has a database {name} that the harness did not make, or that another "
+            "role owns. It is not touched; rename or drop it, or use another server."
+        )
+
+
+def _build(
+    environment: Environment,
+    connection: Connection,
+    recipe: Recipe,
+    wanted: Fingerprint,
+    name: str,
+    why: str,
+) -> Golden:
+    begun = time.perf_counter()
+    temporary = f"app_b_{wanted.value[:16]}_{environment.run}_{secrets.token_hex(4)}"
+    databases.create(connection, temporary, template="template0")
+    try:
+        with databases.connect(environment, temporary) as inside:
+            for extension in recipe.extensions:
+                inside.execute(
+                    sql.SQL("CREATE EXTENSION IF NOT EXISTS {}").format(sql.Identifier(extension))
+                )
+        _create_all(environment, recipe, temporary)
+        for command in recipe.commands:
+            _run(environment, recipe, temporary, command)
+        with databases.connect(environment, temporary) as inside:
+            held = digest(inside)
+            _check_seeded(recipe, held)
+            inside.execute("VACUUM (FREEZE, ANALYZE)")
+        seconds = time.perf_counter() - begun
+        notes = {
+            "fingerprint": wanted.value,
+            "project": str(ROOT),
+            "built": datetime.now(UTC).isoformat(timespec="seconds"),
+            "parts": wanted.parts,
+            "digest": held,
+        }
+        databases.disconnect(connection, temporary)
+        _publish(connection, temporary, name, json.dumps(notes))
+    except BaseException:
+        databases.drop(connection, [d for d in databases.ours(connection) if d.name == temporary])
+        raise
+    _drop_old(connection, keep=name)
+    return Golden(name, held, f"built in {seconds:.1f} s: {why}")
+
+
+def _create_all(environment: Environment, recipe: Recipe, database: str) -> None:
+    tables = metadata(recipe)
+    if tables is None:
+        return
+    import sqlalchemy
+
+    # The same dialect as the service's, without an event loop.
+    engine = sqlalchemy.create_engine(
+        "postgresql+psycopg://",
+        creator=lambda: psycopg.connect(environment.conninfo(database)),
+        poolclass=sqlalchemy.NullPool,
+    )
+    tables.create_all(engine)
+
+
+def _run(environment: Environment, recipe: Recipe, database: str, command: Sequence[str]) -> None:
+    """Run a command of the recipe against a database, in an interpreter of its own.
+
+    Its environment is this one's, so that what was set for the tests reaches it; a crash is its
+    own, too. Raises HarnessError with the command, its status and its output when it fails.
+    """
+    variables = os.environ | {environment.variable: environment.url(database)}
+    process = subprocess.Popen(
+        list(command),
+        cwd=ROOT,
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=recipe.timeout)
+    except BaseException as error:  # its children go with it, also on Ctrl-C
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
+        raise HarnessError(_failure(command, f"did not end within {recipe.timeout:.0f} s", output)) from None
+    if process.returncode:
+        raise HarnessError(_failure(command, f"ended with status {process.returncode}", output))
+
+
+def _failure(command: Sequence[str], how: str, output: str) -> str:
+    shown = output.strip()[-_OUTPUT:] or "(no output)"
+    return (
+        f"The golden database was not built: a command {how}. Nothing was published.\n"
+        f"$ {' '.join(command)}\n{shown}"
+    )
+
+
+def _check_seeded(recipe: Recipe, held: dict[str, Any]) -> None:
+    for table in recipe.seeded:
+        rows, _ = held["tables"].get(f"public.{table}", (0, ""))
+        if not rows:
+            raise HarnessError(
+                f"The seed commands succeeded, but left the table {table} empty or missing. "
+                "Nothing was published. See `seeded` in tests/conftest.py."
+            )
+
+
+def _publish(connection: Connection, temporary: str, name: str, comment: str) -> None:
+    """Give the finished database its name: all of it, or, when anything fails, nothing."""
+    with connection.transaction():
+        target = sql.Identifier(name)
+        connection.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(temporary), target))
+        connection.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE true ALLOW_CONNECTIONS false").format(target))
+        connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(target, sql.Literal(comment)))
+
+
+def _drop_old(connection: Connection, keep: str) -> None:
+    """Drop golden databases that nobody will ask for again; one too many costs a rebuild."""
+    old = datetime.now(UTC) - timedelta(days=_KEEP_DAYS)
+    published = [(d, _notes(d)) for d in databases.ours(connection) if d.kind == "g" and d.name != keep]
+    mine = [d for d, notes in published if notes.get("project") == str(ROOT)]
+    expired = [d for d, notes in published if notes.get("built", "") < old.isoformat()]
+    databases.drop(connection, {d.name: d for d in [*mine[: -(_KEEP - 1)], *expired]}.values())
+
+
+def verify(connection: Connection, golden: Golden) -> list[str]:
+    """How a clone differs from what was published; empty when it does not.
+
+    Args:
+        connection: to the clone.
+        golden: what it was cloned from.
+    """
+    return differences(digest(connection), golden.digest)

@@ -1,0 +1,245 @@
+"""The harness of one process: started when the first test needs it, settled after each, stopped."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tests.harness.environment import Environment
+from tests.harness.errors import HarnessError
+from tests.harness.recipe import Recipe
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
+    from tests.harness.databases import Connection
+    from tests.harness.server import EmbeddedServer
+    from tests.harness.transaction import TestTransaction
+    from tests.harness.worker import WorkerDatabase
+
+
+@dataclass
+class Summary:
+    """What a process has to tell at the end; workers send it to the process that prints."""
+
+    clones: int = 0
+    replaced: int = 0
+    seconds: float = 0.0
+    leaks: int = 0
+    kept: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, other: Summary) -> None:
+        """Add what another process told."""
+        self.clones += other.clones
+        self.replaced += other.replaced
+        self.seconds += other.seconds
+        self.leaks += other.leaks
+        self.kept += other.kept
+        self.problems += other.problems
+
+
+class Harness:
+    """Puts the parts together. Imports of drivers wait for `start()`: unit tests don't need them."""
+
+    def __init__(self, environment: Environment, recipe: Callable[[], Recipe], say: Callable[[str], None]) -> None:
+        self.environment = environment
+        self.summary = Summary()
+        self.header: list[str] = []
+        self.worker: WorkerDatabase
+        self.transaction: TestTransaction
+        self._recipe = recipe
+        self._say = say
+        self._server: EmbeddedServer | None = None
+        self._connection: Connection | None = None
+        self._failure: HarnessError | None = None
+        self._started = False
+        self._engine: AsyncEngine | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether there is a database for the tests."""
+        return self._started
+
+    @property
+    def recipe(self) -> Recipe:
+        """The service's recipe, from `tests/conftest.py`."""
+        return self._recipe()
+
+    def start(self) -> None:
+        """Have the worker's database ready. The second call does nothing, or fails as the first.
+
+        Raises:
+            HarnessError: there is no server, or no golden database can be built.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._started:
+            return
+        try:
+            self._start()
+        except HarnessError as error:
+            self._failure = self._shared_failure(error)
+            raise self._failure from error.__cause__
+        self._started = True
+
+    def _start(self) -> None:
+        from tests.harness import databases, guard
+        from tests.harness.transaction import TestTransaction
+        from tests.harness.worker import WorkerDatabase
+
+        self._raise_shared_failure()
+        server = self._start_server()
+        self._connection = databases.connect(self.environment)
+        if self.environment.external_url:
+            guard.check_server(self._connection)
+            server = f"PostgreSQL {self._connection.info.server_version // 10000}, TEST_DATABASE_URL"
+        self._connection.execute("SET stats_fetch_consistency = none")
+        databases.hold_run(self._connection, self.environment.run)
+        swept = databases.sweep(self._connection, self.environment.run)
+        self.worker = WorkerDatabase(self.environment, self._connection, self.recipe, self._say)
+        self.worker.open()
+        self.transaction = TestTransaction()
+        self.transaction.deferred = databases.deferred_constraints(self.environment, self.environment.database)
+        self.worker.watch()
+        self.header = [
+            f"database: {server}",
+            f"golden: {self.worker.golden.name}, {self.worker.golden.story}",
+        ]
+        if swept:
+            self.header.append(f"swept: {len(swept)} databases that runs before left behind")
+
+    def _start_server(self) -> str:
+        if self.environment.external_url is not None:
+            return ""
+        from tests.harness import server
+
+        self._server = server.EmbeddedServer(self.environment.home)
+        started = self._server.start()
+        server.sweep_unused(self.environment.home)
+        return f"PostgreSQL {started.version}, embedded, {started.how} in {started.seconds:.2f} s"
+
+    def _raise_shared_failure(self) -> None:
+        """Fail as the run's first worker did, instead of trying the same again."""
+        with suppress(FileNotFoundError):
+            raise HarnessError(self._failure_file.read_text(encoding="utf-8"))
+
+    def _shared_failure(self, error: HarnessError) -> HarnessError:
+        with suppress(OSError):
+            self._failure_file.parent.mkdir(parents=True, exist_ok=True)
+            self._failure_file.write_text(str(error), encoding="utf-8")
+        return error
+
+    @property
+    def _failure_file(self) -> Any:
+        return self.environment.home / f"failed-{self.environment.run}"
+
+    def forget_failure(self) -> None:
+        """The end of the run: no worker will ask any more."""
+        self._failure_file.unlink(missing_ok=True)
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """The service's engine; from now on, a rollback test's connections are lent."""
+        if self._engine is None:
+            from sqlalchemy import NullPool, event
+
+            engine: AsyncEngine = pkgutil.resolve_name(self.recipe.engine)
+            if not isinstance(engine.pool, NullPool):
+                raise HarnessError(
+                    f"{self.recipe.engine} keeps connections in a {type(engine.pool).__name__}. In tests it must "
+                    "use NullPool, or connections outlive the test that opened them: see docs/testing.md."
+                )
+            if engine.url.database != self.environment.database:
+                raise HarnessError(
+                    f"{self.recipe.engine} points at {engine.url.render_as_string()}, not at the tests' database: "
+                    "it was imported before tests/__init__.py prepared the environment."
+                )
+            event.listen(engine.sync_engine, "do_connect", self._lend)
+            self._engine = engine
+        return self._engine
+
+    @property
+    def sessionmaker(self) -> async_sessionmaker[AsyncSession]:
+        """The service's session factory."""
+        factory: async_sessionmaker[AsyncSession] = pkgutil.resolve_name(self.recipe.session)
+        return factory
+
+    def _lend(self, dialect: Any, _record: Any, arguments: Any, options: dict[str, Any]) -> Any:
+        """SQLAlchemy's `do_connect`: a connection of the test's transaction, or None for a real one."""
+        if not self.transaction.active:
+            return None
+        real = options.get("async_creator_fn", dialect.dbapi.asyncpg.connect)
+        name = f"tests.harness {self.environment.run} {self.environment.worker}"
+
+        async def connect(*args: Any, **kwargs: Any) -> Any:
+            settings = {**kwargs.pop("server_settings", {}), "application_name": name}
+            raw = await real(*args, **kwargs, server_settings=settings)
+            self.worker.own_sessions += 1
+            return raw
+
+        async def lend(*args: Any, **kwargs: Any) -> Any:
+            return await self.transaction.lend(lambda: connect(*args, **kwargs))
+
+        return dialect.connect(*arguments, **{**options, "async_creator_fn": lend})
+
+    def begin_rollback(self) -> None:
+        """Let the service's engine work in one transaction, until `end_rollback`."""
+        _ = self.engine
+        self.transaction.begin(self.worker.generation)
+
+    async def end_rollback(self, *, passed: bool) -> list[str]:
+        """Roll that transaction back. Returns what was wrong with it."""
+        return await self.transaction.finish(check=passed)
+
+    def before_call(self, *, rolls_back: bool) -> None:
+        """A test is about to run; one that is not rolled back will want a fresh database after it."""
+        if self._started and not rolls_back:
+            self.worker.prefetch()
+
+    def after_test(self, name: str, *, failed: bool) -> list[str]:
+        """Replace the database if the test touched it.
+
+        Returns:
+            Sessions that it left open, a line each.
+        """
+        if not self._started or not self.worker.touched():
+            return []
+        left = self.worker.settle()
+        old = self.worker.replace(keep=failed)
+        if failed:
+            self.summary.kept.append(f"{name}\n    python -m tests.harness psql {old}")
+        return left
+
+    def stop(self) -> Summary:
+        """Compare the database a last time, drop it, and leave the server."""
+        if self._started:
+            self._last_comparison()
+            statistics = self.worker.statistics
+            self.summary.clones, self.summary.replaced = statistics.clones, statistics.replaced
+            self.summary.seconds, self.summary.leaks = statistics.seconds, statistics.leaks
+            self.worker.close()
+        if self._connection is not None:
+            self._connection.close()
+        if self._server is not None:
+            self._server.stop()
+        self._started = False
+        return self.summary
+
+    def _last_comparison(self) -> None:
+        from tests.harness import databases, golden
+
+        try:
+            with databases.connect(self.environment, self.environment.database) as inside:
+                wrong = golden.verify(inside, self.worker.golden)
+        except HarnessError as error:
+            wrong = [str(error)]
+        if wrong:
+            self.summary.problems.append(
+                f"{self.environment.worker}: the tests' database is not as the golden one any more, and no test was "
+                f"seen to change it: {'; '.join(wrong)}"
+            )
+

@@ -1,0 +1,187 @@
+"""The hooks of pytest, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from tests.harness import environment, guard
+from tests.harness.errors import HarnessError
+from tests.harness.harness import Harness, Summary
+from tests.harness.recipe import Recipe
+
+pytest_plugins = ["tests.harness.fixtures"]
+
+HARNESS = pytest.StashKey[Harness]()
+_FAILED = pytest.StashKey[bool]()
+_TOTAL = pytest.StashKey[Summary]()
+
+_MARKERS = (
+    "unit: pure logic; reaching for Postgres or Redis is an error, and no server is started",
+    "integration: uses the database, Redis or the whole service",
+    "own_database: commits are real; the database is replaced after the test, and kept when it fails",
+    "llm: asks a real language model; runs only where one is configured",
+)
+
+
+class _Hooks:
+    @pytest.hookspec(firstresult=True)
+    def pytest_harness_recipe(self) -> Recipe | None:
+        """The service's recipe. Implemented in `tests/conftest.py`."""
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    pluginmanager.add_hookspecs(_Hooks)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addini(
+        "harness_allowed_hosts",
+        "Hosts, besides this one, on which tests may create and drop databases.",
+        type="linelist",
+        default=[],
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for marker in _MARKERS:
+        config.addinivalue_line("markers", marker)
+    try:
+        guard.check_url(environment.current, config.getini("harness_allowed_hosts"))
+    except HarnessError as error:
+        raise pytest.UsageError(str(error)) from None
+    config.stash[HARNESS] = Harness(environment.current, lambda: _recipe(config), lambda line: _say(config, line))
+    config.stash[_TOTAL] = Summary()
+
+
+def _recipe(config: pytest.Config) -> Recipe:
+    recipe = config.hook.pytest_harness_recipe()
+    if not isinstance(recipe, Recipe):
+        raise HarnessError("tests/conftest.py does not define pytest_harness_recipe(): see docs/testing.md.")
+    return recipe
+
+
+def _say(config: pytest.Config, line: str) -> None:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter.write_line(line)
+
+
+def needs_database(item: pytest.Item) -> bool:
+    """Whether a test may use a server: any that does not say that it is a unit test."""
+    return item.get_closest_marker("unit") is None
+
+
+def failed(item: pytest.Item) -> bool:
+    """Whether a part of the test has failed so far."""
+    return item.stash.get(_FAILED, False)
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
+    """Start where the header can still tell of it. What fails here fails the first test."""
+    if config.option.collectonly or not any(needs_database(item) for item in items):
+        return []
+    harness = config.stash[HARNESS]
+    try:
+        harness.start()
+    except HarnessError:
+        return []
+    return harness.header
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    with ExitStack() as stack:
+        if not needs_database(item):
+            stack.enter_context(guard.no_servers(environment.current))
+        return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    if needs_database(item):
+        own = item.get_closest_marker("own_database") is not None
+        rolls_back = "db_session" in getattr(item, "fixturenames", ()) and not own
+        item.config.stash[HARNESS].before_call(rolls_back=rolls_back)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        item.stash[_FAILED] = True
+    header = item.config.stash[HARNESS].header
+    if header and hasattr(item.config, "workerinput"):
+        report.harness_header = list(header)
+        header.clear()
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """In the process that prints: show what a worker has to tell of its start."""
+    lines = getattr(report, "harness_header", None)
+    if lines and _printer is not None:
+        _printer.ensure_newline()
+        for line in lines:
+            _printer.write_line(f"[{report.node.gateway.id}] {line}" if hasattr(report, "node") else line)
+
+
+_printer: Any = None
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """After the test's own fixtures: whatever it left in the database goes."""
+    try:
+        result = yield
+    finally:
+        if needs_database(item):
+            left = item.config.stash[HARNESS].after_test(item.nodeid, failed=failed(item))
+            if left:
+                pytest.fail("The test left sessions of the database open:\n" + "\n".join(left), pytrace=False)
+    return result
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    global _printer  # noqa: PLW0603 - logreport gets neither the session nor its configuration
+    if not hasattr(session.config, "workerinput"):
+        _printer = session.config.pluginmanager.get_plugin("terminalreporter")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    summary = session.config.stash[HARNESS].stop()
+    if summary.problems and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    output = getattr(session.config, "workeroutput", None)
+    if output is None:
+        session.config.stash[_TOTAL].add(summary)
+        session.config.stash[HARNESS].forget_failure()
+    else:
+        output["harness"] = asdict(summary)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:  # noqa: ARG001 - pytest-xdist's signature
+    sent = getattr(node, "workeroutput", {}).get("harness")
+    if sent:
+        node.config.stash[_TOTAL].add(Summary(**sent))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    total = config.stash[_TOTAL]
+    for kept in total.kept:
+        terminalreporter.write_line(f"kept the database of {kept}")
+    for problem in total.problems:
+        terminalreporter.write_line(problem, red=True)
+    if total.clones:
+        terminalreporter.write_line(
+            f"databases: {total.clones} clones, {total.replaced} replaced in {total.seconds:.2f} s, "
+            f"{total.leaks or 'no'} leaked sessions"
+        )

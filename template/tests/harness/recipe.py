@@ -1,0 +1,49 @@
+"""What a service tells the harness about itself. Declared in `tests/conftest.py`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How the golden database of this service is made, and what it depends on.
+
+    Objects of the service are named, `"package.module:object"`, not imported: a run of unit tests
+    must not pay for them.
+
+    Attributes:
+        engine: the service's `AsyncEngine`. While a test uses `db_session`, its connections are
+            the test's one transaction. It must use `NullPool` in tests.
+        session: the service's `async_sessionmaker`.
+        metadata: the `MetaData` for `create_all`, or None when `commands` make the schema, for
+            example by `alembic upgrade head`.
+        extensions: `CREATE EXTENSION IF NOT EXISTS`, in this order, before the schema.
+        commands: run one after the other when the schema is there: the seeder and its kin. Each
+            gets the environment with the database URL; a status other than 0 ends the run.
+        sources: files and folders, from the project's root, that decide what the golden database
+            holds. A change in one of them rebuilds it; the models' DDL always counts.
+        seeded: tables that must have rows when the commands are done.
+        timeout: seconds that one command may take.
+    """
+
+    engine: str
+    session: str
+    metadata: str | None
+    extensions: Sequence[str] = ()
+    commands: Sequence[Sequence[str]] = ()
+    sources: Sequence[str] = ()
+    seeded: Sequence[str] = ()
+    timeout: float = 300
+
+
+def module(name: str, *arguments: str) -> list[str]:
+    """The command `python -m name …` with this interpreter."""
+    return [sys.executable, "-m", name, *arguments]
+
+
+def script(path: str, *arguments: str) -> list[str]:
+    """The command `python path …` with this interpreter."""
+    return [sys.executable, path, *arguments]

