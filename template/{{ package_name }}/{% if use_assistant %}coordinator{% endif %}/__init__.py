@@ -1,0 +1,1 @@
+"""The workflow of the support desk. Importing it does not import LangGraph."""
