@@ -40,8 +40,7 @@ service: $(UV)
 	$(MAKE) --no-print-directory -C "$$dest" test; \
 	echo; \
 	echo "$$dest: rendered and tested in $$(($$(date +%s) - began)) s. What next:"; \
-	echo "  cd $$dest && git init && git add . && git commit -m 'New service'"; \
-	echo "  make help"
+	printf '  %s\n' "cd \"$$dest\"" "git init && git add -A && git commit -m 'Scaffold the service'" "make help"
 
 test: $(UV)
 	@$(UV) run pytest $(ARGS)
