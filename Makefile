@@ -7,6 +7,8 @@ UV := $(shell command -v uv >/dev/null 2>&1 && echo uv || echo .venv/bin/uv)
 
 # uv trusts only the certificates it brings; a machine behind a proxy has its own.
 export UV_SYSTEM_CERTS ?= $(if $(wildcard /etc/ssl/cert.pem /etc/ssl/certs/*),true,false)
+# Copier lets git look for submodules, by a script of git's that needs sed.
+WITH_SED = PATH="$$PATH:/usr/bin:/bin"
 # An activated environment of another project is of no concern here.
 unexport VIRTUAL_ENV
 
@@ -23,7 +25,6 @@ help:
 	$(info $(HELP))
 	@:
 
-# Copier lets git update submodules, by a script of git's that needs sed: hence the longer PATH.
 service: $(UV)
 	@set -eu; dest="$(DEST)"; began=$$(date +%s); \
 	case $$dest in \
@@ -35,7 +36,7 @@ service: $(UV)
 	  exit 2; \
 	fi; \
 	echo "1/2  copier copy: the template to $$dest"; \
-	PATH="$$PATH:/usr/bin:/bin" "$(UV)" tool run --from "$(COPIER)" copier copy --quiet --defaults --vcs-ref HEAD $(ANSWERS) "$(CURDIR)" "$$dest"; \
+	$(WITH_SED) "$(UV)" tool run --from "$(COPIER)" copier copy --quiet --defaults --vcs-ref HEAD $(ANSWERS) "$(CURDIR)" "$$dest"; \
 	echo "2/2  make test, in $$dest"; \
 	$(MAKE) --no-print-directory -C "$$dest" test; \
 	echo; \
@@ -43,7 +44,7 @@ service: $(UV)
 	printf '  %s\n' "cd \"$$dest\"" "git init && git add -A && git commit -m 'Scaffold the service'" "make help"
 
 test: $(UV)
-	@$(UV) run pytest $(ARGS)
+	@$(WITH_SED) $(UV) run pytest $(ARGS)
 
 check: $(UV)
 	@$(UV) run ruff format --check .
