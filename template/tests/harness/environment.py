@@ -39,6 +39,7 @@ class Environment:
         external_url: `TEST_DATABASE_URL`, or None for the embedded server.
         external_redis_url: `TEST_REDIS_URL`, or None for the embedded server.
         application_url: the `DATABASE_URL` that the service would have used.
+        application_redis_url: the same for Redis.
         variable: name of the variable that gives the service its database URL.
     """
 
@@ -48,6 +49,7 @@ class Environment:
     external_url: str | None
     external_redis_url: str | None
     application_url: str | None
+    application_redis_url: str | None
     variable: str
 
     @property
@@ -69,16 +71,34 @@ class Environment:
         dialect = scheme.partition("+")[0]
         return f"{dialect}://{rest}".replace("?ssl=", "?sslmode=").replace("&ssl=", "&sslmode=")
 
+    @property
+    def redis_socket(self) -> Path:
+        """Where the worker's embedded Valkey listens."""
+        return self.home / "valkey" / f"{self.run}-{self.worker}.sock"
+
+    @property
+    def redis_url(self) -> str:
+        """The URL of the worker's Redis. Never database 0 of a server that others use."""
+        if self.external_redis_url is None:
+            return f"unix://{quote(str(self.redis_socket))}?db=1"
+        parts = urlsplit(self.external_redis_url)
+        first = max(1, int(parts.path.strip("/") or 0))
+        number = first + int(self.worker.removeprefix("gw") if self.worker != "main" else 0)
+        return urlunsplit(parts._replace(path=f"/{number}"))
+
 
 current: Environment
 """Set by `prepare()`."""
 
 
-def prepare(*, database_url: str = "DATABASE_URL", **variables: str) -> Environment:
-    """Point the service at the tests' database, before the service is imported.
+def prepare(
+    *, database_url: str = "DATABASE_URL", redis_url: str | None = None, **variables: str
+) -> Environment:
+    """Point the service at the tests' servers, before the service is imported.
 
     Args:
         database_url: the variable from which the service reads its database URL.
+        redis_url: the variable for Redis, if the service uses it.
         variables: further environment variables of the service under test.
     """
     global current  # noqa: PLW0603 - one process, one environment
@@ -90,9 +110,12 @@ def prepare(*, database_url: str = "DATABASE_URL", **variables: str) -> Environm
         external_url=os.environ.get("TEST_DATABASE_URL") or None,
         external_redis_url=os.environ.get("TEST_REDIS_URL") or None,
         application_url=_own(database_url),
+        application_redis_url=_own(redis_url) if redis_url else None,
         variable=database_url,
     )
     os.environ[database_url] = current.url(current.database)
+    if redis_url:
+        os.environ[redis_url] = current.redis_url
     os.environ.update(variables)
     return current
 

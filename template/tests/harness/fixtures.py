@@ -66,12 +66,15 @@ async def db_session(
         async with harness.sessionmaker() as session:
             yield session
         return
+    problems: list[str] = []
     harness.begin_rollback()
     try:
         async with harness.sessionmaker() as session:
             yield session
+            if not failed(request.node):
+                problems += await harness.transaction.check_deferred()
     finally:
-        problems = await harness.end_rollback(passed=not failed(request.node))
+        problems += await harness.end_rollback()
     if problems:
         pytest.fail("\n\n".join(problems), pytrace=False)
 

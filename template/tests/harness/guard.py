@@ -69,6 +69,27 @@ def _is_local(host: str) -> bool:
         return False
 
 
+def check_redis_url(environment: Environment, allowed_hosts: Iterable[str]) -> None:
+    """The same for `TEST_REDIS_URL`."""
+    if environment.external_redis_url is None:
+        return
+    if environment.external_redis_url == environment.application_redis_url:
+        raise HarnessError(
+            "TEST_REDIS_URL names the application's own Redis, the one in REDIS_URL. Tests empty theirs: name "
+            "another, or unset TEST_REDIS_URL to use the embedded server."
+        )
+    try:
+        host = urlsplit(environment.redis_url).hostname or ""
+    except ValueError as error:
+        raise HarnessError(f"TEST_REDIS_URL is not a URL like redis://localhost:6379/1: {error}.") from error
+    if not _is_local(host) and host not in set(allowed_hosts):
+        raise HarnessError(
+            f"TEST_REDIS_URL names the host {host}, which is not this machine. Tests empty databases there. If "
+            "that server is for tests, allow it in pyproject.toml:\n\n"
+            f'    [tool.pytest.ini_options]\n    harness_allowed_hosts = ["{host}"]'
+        )
+
+
 def check_server(connection: Connection) -> None:
     """Refuse a server that the harness can't work with.
 
@@ -132,7 +153,7 @@ def no_servers(environment: Environment) -> Iterator[None]:
 
     def _refuse(address: Any) -> None:
         found = address if isinstance(address, (str, bytes)) else address[1]
-        if found in targets or (isinstance(found, str) and found.endswith((f".s.PGSQL.{PORT}", "valkey.sock"))):
+        if found in targets or (isinstance(found, str) and found.endswith((f".s.PGSQL.{PORT}", ".sock"))):
             raise UnitTestConnectedError(
                 "This test is marked unit, and connected to a database or to Redis. Mark it "
                 "@pytest.mark.integration instead: then it gets a seeded database and a Redis of its own."

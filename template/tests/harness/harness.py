@@ -57,6 +57,7 @@ class Harness:
         self._connection: Connection | None = None
         self._failure: HarnessError | None = None
         self._started = False
+        self._committed = False
         self._engine: AsyncEngine | None = None
 
     @property
@@ -191,9 +192,11 @@ class Harness:
         _ = self.engine
         self.transaction.begin(self.worker.generation)
 
-    async def end_rollback(self, *, passed: bool) -> list[str]:
+    async def end_rollback(self) -> list[str]:
         """Roll that transaction back. Returns what was wrong with it."""
-        return await self.transaction.finish(check=passed)
+        problems, committed = await self.transaction.finish()
+        self._committed = self._committed or committed
+        return problems
 
     def before_call(self, *, rolls_back: bool) -> None:
         """A test is about to run; one that is not rolled back will want a fresh database after it."""
@@ -206,8 +209,9 @@ class Harness:
         Returns:
             Sessions that it left open, a line each.
         """
-        if not self._started or not self.worker.touched():
+        if not self._started or not (self.worker.touched() or self._committed):
             return []
+        self._committed = False
         left = self.worker.settle()
         old = self.worker.replace(keep=failed)
         if failed:

@@ -16,13 +16,13 @@ class FileLock:
     """An advisory `flock` on a file, exclusive or shared. The file stays when it is released."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._file: int | None = None
 
     def try_acquire(self, *, shared: bool = False) -> bool:
         """Take the lock if it is free; True if it is held now."""
         if self._file is None:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -44,10 +44,10 @@ class FileLock:
         deadline = time.monotonic() + timeout
         while not self.try_acquire(shared=shared):
             if time.monotonic() > deadline:
-                holder = self._path.read_text() or "unknown"
+                holder = self.path.read_text() or "unknown"
                 self.release()
                 raise HarnessError(
-                    f"Waited {timeout:.0f} s for {self._path}, held by process {holder}. "
+                    f"Waited {timeout:.0f} s for {self.path}, held by process {holder}. "
                     "If that process hangs, stop it and run again."
                 )
             time.sleep(_POLL)
@@ -55,7 +55,7 @@ class FileLock:
     def _is_at_path(self) -> bool:
         assert self._file is not None
         try:
-            return os.path.samestat(os.fstat(self._file), os.stat(self._path))
+            return os.path.samestat(os.fstat(self._file), os.stat(self.path))
         except FileNotFoundError:
             return False
 

@@ -108,29 +108,39 @@ class TestTransaction:
             self._generation = generation
         self.active = True
 
-    async def finish(self, *, check: bool) -> list[str]:
+    async def check_deferred(self) -> list[str]:
+        """Check deferred constraints, as a COMMIT would. Returns what is violated."""
+        if not (self.deferred and self._begun) or self._ended or self._raw is None or self._raw.is_closed():
+            return []
+        try:
+            await self._send_rollback()
+            await self._send("SET CONSTRAINTS ALL IMMEDIATE")
+        except asyncpg.IntegrityConstraintViolationError as error:
+            return [f"A deferred constraint is violated: a real COMMIT would fail.\n{error}"]
+        return []
+
+    async def finish(self) -> tuple[list[str], bool]:
         """Roll back, and stop lending.
 
-        Args:
-            check: also check deferred constraints, as a COMMIT would.
-
         Returns:
-            What was wrong, a paragraph each.
+            What was wrong, a paragraph each; and whether something may have been committed.
         """
         self.active = False
-        problems = [self._ended] if self._ended else []
-        problems += [f"A transaction was left open. Its last statement:\n  {f.lent.last}" for f in self._stack]
+        problems = [f"A transaction was left open. Its last statement:\n  {f.lent.last}" for f in self._stack]
         if self._begun and self._raw is not None:
             try:
                 async with asyncio.timeout(_PATIENCE):
-                    problems += await self._roll_back(check=check and not problems)
+                    await self._roll_back()
             except (TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
                 self._stale = True
                 problems.append(f"The test's transaction could not be rolled back: {error!r}")
+        if self._ended:
+            problems.append(self._ended)
         if self._stale:
             self._discard()
+        committed = bool(self._ended)
         self._reset()
-        return problems
+        return problems, committed
 
     async def close(self) -> None:
         """Close the kept connection."""
@@ -318,24 +328,14 @@ class TestTransaction:
         assert self._raw is not None
         await self._raw.execute(command)
 
-    async def _roll_back(self, *, check: bool) -> list[str]:
-        assert self._raw is not None
-        problems = []
-        if check and self.deferred:
-            try:
-                await self._send_rollback()
-                await self._execute("SET CONSTRAINTS ALL IMMEDIATE")
-            except asyncpg.IntegrityConstraintViolationError as error:
-                problems.append(f"A deferred constraint is violated: a real COMMIT would fail.\n{error}")
+    async def _roll_back(self) -> None:
         proof = "" if self._doubtful else "ROLLBACK TO SAVEPOINT h1; "  # fails in any transaction but ours
         try:
             # Advisory locks are all that outlives a rollback.
             await self._execute(f"{proof}ROLLBACK; SELECT pg_advisory_unlock_all()")
         except (asyncpg.InvalidSavepointSpecificationError, asyncpg.NoActiveSQLTransactionError):
-            self._stale = True
-            if not self._ended:
-                problems.append(_ENDED)
-        return problems
+            self._ended = self._ended or _ENDED
+        self._stale = self._stale or bool(self._ended)
 
     def _discard(self) -> None:
         """Forget the kept connection: it is closed, of an older database, or not what it was."""
