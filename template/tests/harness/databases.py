@@ -39,7 +39,9 @@ _RUN_LOCK = 0x61707001  # class of the advisory locks: "app" and a number
 _BUILD_LOCK = 0x61707002
 
 _GOLDEN = r"app_g_[0-9a-f]{16}"
-_OF_A_RUN = r"app_(?:b_[0-9a-f]{16}_([0-9a-f]{8})_[0-9a-f]{8}|[wsdk]_([0-9a-f]{8})_[a-z0-9]+(?:_[0-9]+)?)"
+_OF_A_RUN = (
+    r"app_(?:b_[0-9a-f]{16}_([0-9a-f]{8})_[0-9a-f]{8}|[wsdk]_([0-9a-f]{8})_[a-z0-9]+(?:_[0-9]+)?)"
+)
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -79,14 +81,21 @@ def connect(environment: Environment, database: str = MAINTENANCE) -> Connection
     name = f"{APPLICATION} {environment.run} {environment.worker}"
     try:
         return psycopg.connect(
-            environment.conninfo(database), autocommit=True, connect_timeout=3, application_name=name
+            environment.conninfo(database),
+            autocommit=True,
+            connect_timeout=3,
+            application_name=name,
         )
     except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
         raise HarnessError(_cannot_connect(environment, database, str(error).strip())) from error
 
 
 def _cannot_connect(environment: Environment, database: str, reason: str) -> str:
-    where = "TEST_DATABASE_URL" if environment.external_url else f"the embedded server in {environment.home}"
+    where = (
+        "TEST_DATABASE_URL"
+        if environment.external_url
+        else f"the embedded server in {environment.home}"
+    )
     return f"The tests' database server ({where}) refuses a connection to {database!r}:\n{reason}"
 
 
@@ -225,7 +234,9 @@ def sweep(connection: Connection, run: str, *, kept: int = 5) -> list[str]:
     keep = [d for d in found if d.kind == "k"][-kept:]
     dropped = []
     for dead in {d.run for d in found if d.run}:
-        row = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (_RUN_LOCK, _key(dead))).fetchone()
+        row = connection.execute(
+            "SELECT pg_try_advisory_lock(%s, %s)", (_RUN_LOCK, _key(dead))
+        ).fetchone()
         if row != (True,):
             continue  # it lives
         try:

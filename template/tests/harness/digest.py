@@ -66,9 +66,9 @@ def digest(connection: Connection) -> dict[str, Any]:
     assert row is not None
     tables = connection.execute(_TABLES).fetchall()
     counts = sql.SQL(" UNION ALL ").join(
-        sql.SQL("SELECT {}, count(*), coalesce(sum(hashtextextended(t::text, 0)), 0)::text FROM {} t").format(
-            sql.Literal(f"{schema}.{table}"), sql.Identifier(schema, table)
-        )
+        sql.SQL(
+            "SELECT {}, count(*), coalesce(sum(hashtextextended(t::text, 0)), 0)::text FROM {} t"
+        ).format(sql.Literal(f"{schema}.{table}"), sql.Identifier(schema, table))
         for schema, table in tables
     )
     rows = connection.execute(counts).fetchall() if tables else []

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PORT = 5432
 """Names the embedded server's socket file; nothing listens on a network port."""
 
-_MEMORY = Path("/dev/shm")  # noqa: S108 - checked for ownership before it is used
+_MEMORY = Path("/dev/shm")
 _MEMORY_FREE = 512 * 1024 * 1024
 _SOCKET_PATH_MAX = 100  # Linux allows 107 bytes, macOS 103
 
@@ -150,7 +150,9 @@ def _home() -> Path:
     """The embedded servers' folder: in memory where there is room, else in the user's cache."""
     key = hashlib.sha256(os.fsencode(ROOT)).hexdigest()[:12]
     folders = [base / key for base in bases()]
-    usable = [f for f in folders if len(os.fsencode(f / f"socket/.s.PGSQL.{PORT}")) <= _SOCKET_PATH_MAX]
+    usable = [
+        f for f in folders if len(os.fsencode(f / f"socket/.s.PGSQL.{PORT}")) <= _SOCKET_PATH_MAX
+    ]
     for folder in usable:
         if folder.exists():
             return folder
@@ -168,10 +170,10 @@ def bases() -> list[Path]:
         if (_MEMORY / name).exists() or room.f_bavail * room.f_frsize >= _MEMORY_FREE:
             found.append(_MEMORY / name)
     # The server of root runs as another user, who can't enter root's home.
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
-    if os.geteuid() != 0 and os.path.isabs(cache):  # noqa: PTH117 - "~" stays where there is no home
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if os.geteuid() != 0 and os.path.isabs(cache):  # "~" stays where there is no home
         found.append(Path(cache) / name)
-    found += [Path(tempfile.gettempdir()) / name, Path("/tmp") / name]  # noqa: S108 - ownership is checked
+    found += [Path(tempfile.gettempdir()) / name, Path("/tmp") / name]
     return [base for base in found if _ours(base)]
 
 
@@ -182,4 +184,3 @@ def _ours(base: Path) -> bool:
     except FileNotFoundError:
         return os.access(next(p for p in base.parents if p.exists()), os.W_OK)
     return status.st_uid == os.geteuid() and not base.is_symlink()
-

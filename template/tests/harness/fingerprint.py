@@ -31,7 +31,11 @@ class Fingerprint:
 
     def changes(self, before: dict[str, str]) -> list[str]:
         """Names of the parts that differ from those of another fingerprint."""
-        return [name for name in sorted({*self.parts, *before}) if self.parts.get(name) != before.get(name)]
+        return [
+            name
+            for name in sorted({*self.parts, *before})
+            if self.parts.get(name) != before.get(name)
+        ]
 
 
 def fingerprint(connection: Connection, recipe: Recipe) -> Fingerprint:
@@ -48,7 +52,9 @@ def fingerprint(connection: Connection, recipe: Recipe) -> Fingerprint:
         "the models": _hash(statement.encode() for statement in ddl(recipe)),
         **{source: _hash(_files(environment.ROOT, source)) for source in recipe.sources},
     }
-    total = _hash(part for name, hash_ in sorted(parts.items()) for part in (name.encode(), hash_.encode()))
+    total = _hash(
+        part for name, hash_ in sorted(parts.items()) for part in (name.encode(), hash_.encode())
+    )
     return Fingerprint(total, parts)
 
 
@@ -101,7 +107,8 @@ def _server(connection: Connection) -> list[bytes]:
 
 
 def _extensions(connection: Connection, names: Iterable[str]) -> list[bytes]:
-    found = dict(connection.execute("SELECT name, default_version FROM pg_available_extensions").fetchall())
+    rows = connection.execute("SELECT name, default_version FROM pg_available_extensions")
+    found: dict[str, str] = dict(rows.fetchall())
     missing = [name for name in names if name not in found]
     if missing:
         raise HarnessError(

@@ -88,7 +88,9 @@ async def db_engine(harness: Harness) -> AsyncIterator[AsyncEngine]:
     from sqlalchemy import NullPool
     from sqlalchemy.ext.asyncio import create_async_engine
 
-    engine = create_async_engine(harness.environment.url(harness.environment.database), poolclass=NullPool)
+    engine = create_async_engine(
+        harness.environment.url(harness.environment.database), poolclass=NullPool
+    )
     try:
         yield engine
     finally:

@@ -114,7 +114,9 @@ def _notes(database: Database) -> dict[str, Any]:
     return notes if isinstance(notes, dict) else {}
 
 
-def _wait_for_build_lock(connection: Connection, wanted: Fingerprint, recipe: Recipe, say: Say) -> None:
+def _wait_for_build_lock(
+    connection: Connection, wanted: Fingerprint, recipe: Recipe, say: Say
+) -> None:
     patience = recipe.timeout * (len(recipe.commands) + 1)
     begun = time.monotonic()
     told = False
@@ -126,7 +128,9 @@ def _wait_for_build_lock(connection: Connection, wanted: Fingerprint, recipe: Re
                 f"{databases.build_lock_holder(connection, wanted.value)} builds. If it hangs, stop it and run again."
             )
         if waited > 1 and not told:
-            say(f"waiting for the golden database, built by {databases.build_lock_holder(connection, wanted.value)}")
+            say(
+                f"waiting for the golden database, built by {databases.build_lock_holder(connection, wanted.value)}"
+            )
             told = True
         time.sleep(0.02)
 
@@ -236,7 +240,9 @@ def _run(environment: Environment, recipe: Recipe, database: str, command: Seque
         output, _ = process.communicate()
         if not isinstance(error, subprocess.TimeoutExpired):
             raise
-        raise HarnessError(_failure(command, f"did not end within {recipe.timeout:.0f} s", output)) from None
+        raise HarnessError(
+            _failure(command, f"did not end within {recipe.timeout:.0f} s", output)
+        ) from None
     if process.returncode:
         raise HarnessError(_failure(command, f"ended with status {process.returncode}", output))
 
@@ -263,15 +269,23 @@ def _publish(connection: Connection, temporary: str, name: str, comment: str) ->
     """Give the finished database its name: all of it, or, when anything fails, nothing."""
     with connection.transaction():
         target = sql.Identifier(name)
-        connection.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(temporary), target))
-        connection.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE true ALLOW_CONNECTIONS false").format(target))
-        connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(target, sql.Literal(comment)))
+        connection.execute(
+            sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(temporary), target)
+        )
+        connection.execute(
+            sql.SQL("ALTER DATABASE {} IS_TEMPLATE true ALLOW_CONNECTIONS false").format(target)
+        )
+        connection.execute(
+            sql.SQL("COMMENT ON DATABASE {} IS {}").format(target, sql.Literal(comment))
+        )
 
 
 def _drop_old(connection: Connection, keep: str) -> None:
     """Drop golden databases that nobody will ask for again; one too many costs a rebuild."""
     old = datetime.now(UTC) - timedelta(days=_KEEP_DAYS)
-    published = [(d, _notes(d)) for d in databases.ours(connection) if d.kind == "g" and d.name != keep]
+    published = [
+        (d, _notes(d)) for d in databases.ours(connection) if d.kind == "g" and d.name != keep
+    ]
     mine = [d for d, notes in published if notes.get("project") == str(ROOT)]
     expired = [d for d, notes in published if notes.get("built", "") < old.isoformat()]
     databases.drop(connection, {d.name: d for d in [*mine[: -(_KEEP - 1)], *expired]}.values())

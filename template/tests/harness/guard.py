@@ -81,7 +81,9 @@ def check_redis_url(environment: Environment, allowed_hosts: Iterable[str]) -> N
     try:
         host = urlsplit(environment.redis_url).hostname or ""
     except ValueError as error:
-        raise HarnessError(f"TEST_REDIS_URL is not a URL like redis://localhost:6379/1: {error}.") from error
+        raise HarnessError(
+            f"TEST_REDIS_URL is not a URL like redis://localhost:6379/1: {error}."
+        ) from error
     if not _is_local(host) and host not in set(allowed_hosts):
         raise HarnessError(
             f"TEST_REDIS_URL names the host {host}, which is not this machine. Tests empty databases there. If "
@@ -108,11 +110,17 @@ def check_server(connection: Connection) -> None:
     version, replica, counts, may_create, role = row
     where = "The tests' database server"
     if version < _OLDEST * 10000:
-        raise HarnessError(f"{where} is Postgres {version // 10000}. The harness needs {_OLDEST} or newer.")
+        raise HarnessError(
+            f"{where} is Postgres {version // 10000}. The harness needs {_OLDEST} or newer."
+        )
     if replica:
-        raise HarnessError(f"{where} is a read-only replica. Name its primary, if that one is for tests.")
+        raise HarnessError(
+            f"{where} is a read-only replica. Name its primary, if that one is for tests."
+        )
     if counts != "on":
-        raise HarnessError(f"{where} has track_counts = off: it could not be told whether a test left something.")
+        raise HarnessError(
+            f"{where} has track_counts = off: it could not be told whether a test left something."
+        )
     if not may_create:
         raise HarnessError(
             f"The role {role} may not create databases on the tests' server. Let a superuser run\n\n"
@@ -153,14 +161,16 @@ def no_servers(environment: Environment) -> Iterator[None]:
 
     def _refuse(address: Any) -> None:
         found = address if isinstance(address, (str, bytes)) else address[1]
-        if found in targets or (isinstance(found, str) and found.endswith((f".s.PGSQL.{PORT}", ".sock"))):
+        if found in targets or (
+            isinstance(found, str) and found.endswith((f".s.PGSQL.{PORT}", ".sock"))
+        ):
             raise UnitTestConnectedError(
                 "This test is marked unit, and connected to a database or to Redis. Mark it "
                 "@pytest.mark.integration instead: then it gets a seeded database and a Redis of its own."
             )
 
-    socket.socket.connect = checked_connect  # type: ignore[method-assign]
-    socket.socket.connect_ex = checked_connect_ex  # type: ignore[method-assign]
+    socket.socket.connect = checked_connect  # type: ignore[assignment, method-assign]
+    socket.socket.connect_ex = checked_connect_ex  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
@@ -171,7 +181,11 @@ def no_servers(environment: Environment) -> Iterator[None]:
 def _targets(environment: Environment) -> set[str | int]:
     """Ports of the servers that a unit test may reach by mistake."""
     ports: set[str | int] = {PORT, 6379}
-    for url in (environment.external_url, environment.external_redis_url, environment.application_url):
+    for url in (
+        environment.external_url,
+        environment.external_redis_url,
+        environment.application_url,
+    ):
         if url and (port := urlsplit(url).port):
             ports.add(port)
     return ports

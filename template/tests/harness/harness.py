@@ -45,7 +45,9 @@ class Summary:
 class Harness:
     """Puts the parts together. Imports of drivers wait for `start()`: unit tests don't need them."""
 
-    def __init__(self, environment: Environment, recipe: Callable[[], Recipe], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, environment: Environment, recipe: Callable[[], Recipe], say: Callable[[str], None]
+    ) -> None:
         self.environment = environment
         self.summary = Summary()
         self.header: list[str] = []
@@ -97,14 +99,18 @@ class Harness:
         self._connection = databases.connect(self.environment)
         if self.environment.external_url:
             guard.check_server(self._connection)
-            server = f"PostgreSQL {self._connection.info.server_version // 10000}, TEST_DATABASE_URL"
+            server = (
+                f"PostgreSQL {self._connection.info.server_version // 10000}, TEST_DATABASE_URL"
+            )
         self._connection.execute("SET stats_fetch_consistency = none")
         databases.hold_run(self._connection, self.environment.run)
         swept = databases.sweep(self._connection, self.environment.run)
         self.worker = WorkerDatabase(self.environment, self._connection, self.recipe, self._say)
         self.worker.open()
         self.transaction = TestTransaction()
-        self.transaction.deferred = databases.deferred_constraints(self.environment, self.environment.database)
+        self.transaction.deferred = databases.deferred_constraints(
+            self.environment, self.environment.database
+        )
         self.worker.watch()
         self.header = [
             f"database: {server}",
@@ -246,4 +252,3 @@ class Harness:
                 f"{self.environment.worker}: the tests' database is not as the golden one any more, and no test was "
                 f"seen to change it: {'; '.join(wrong)}"
             )
-

@@ -43,29 +43,45 @@ class LentConnection:
         if query not in prepared:
             if len(prepared) >= _PREPARED_MAX:
                 prepared.clear()
-            prepared[query] = await self._test.run(self, query, lambda: self._raw.prepare(query, name=name))
+            prepared[query] = await self._test.run(
+                self, query, lambda: self._raw.prepare(query, name=name)
+            )
         return _LentStatement(self._test, self, query, prepared[query])
 
     async def execute(self, query: str, *arguments: Any, **options: Any) -> Any:
-        return await self._test.run(self, query, lambda: self._raw.execute(query, *arguments, **options))
+        return await self._test.run(
+            self, query, lambda: self._raw.execute(query, *arguments, **options)
+        )
 
     async def executemany(self, query: str, arguments: Iterable[Any], **options: Any) -> Any:
-        return await self._test.run(self, query, lambda: self._raw.executemany(query, arguments, **options))
+        return await self._test.run(
+            self, query, lambda: self._raw.executemany(query, arguments, **options)
+        )
 
     async def fetch(self, query: str, *arguments: Any, **options: Any) -> Any:
-        return await self._test.run(self, query, lambda: self._raw.fetch(query, *arguments, **options))
+        return await self._test.run(
+            self, query, lambda: self._raw.fetch(query, *arguments, **options)
+        )
 
     async def fetchrow(self, query: str, *arguments: Any, **options: Any) -> Any:
-        return await self._test.run(self, query, lambda: self._raw.fetchrow(query, *arguments, **options))
+        return await self._test.run(
+            self, query, lambda: self._raw.fetchrow(query, *arguments, **options)
+        )
 
     async def fetchval(self, query: str, *arguments: Any, **options: Any) -> Any:
-        return await self._test.run(self, query, lambda: self._raw.fetchval(query, *arguments, **options))
+        return await self._test.run(
+            self, query, lambda: self._raw.fetchval(query, *arguments, **options)
+        )
 
     async def set_type_codec(self, typename: str, **options: Any) -> None:
-        await self._configure((typename, options.get("schema")), self._raw.set_type_codec, typename, **options)
+        await self._configure(
+            (typename, options.get("schema")), self._raw.set_type_codec, typename, **options
+        )
 
     async def set_builtin_type_codec(self, typename: str, **options: Any) -> None:
-        await self._configure((typename, options.get("schema")), self._raw.set_builtin_type_codec, typename, **options)
+        await self._configure(
+            (typename, options.get("schema")), self._raw.set_builtin_type_codec, typename, **options
+        )
 
     async def _configure(self, key: object, method: Any, *arguments: Any, **options: Any) -> None:
         """Set a codec once: each costs a query, and the service sets them on each new connection."""
@@ -108,14 +124,20 @@ class _LentTransaction:
 
 
 class _LentStatement:
-    def __init__(self, test: TestTransaction, lent: LentConnection, query: str, prepared: Any) -> None:
+    def __init__(
+        self, test: TestTransaction, lent: LentConnection, query: str, prepared: Any
+    ) -> None:
         self._test, self._lent, self._query, self._prepared = test, lent, query, prepared
 
     async def fetch(self, *arguments: Any) -> Any:
-        return await self._test.run(self._lent, self._query, lambda: self._prepared.fetch(*arguments))
+        return await self._test.run(
+            self._lent, self._query, lambda: self._prepared.fetch(*arguments)
+        )
 
     async def cursor(self, *arguments: Any) -> _LentCursor:
-        opened = await self._test.run(self._lent, self._query, lambda: self._prepared.cursor(*arguments))
+        opened = await self._test.run(
+            self._lent, self._query, lambda: self._prepared.cursor(*arguments)
+        )
         return _LentCursor(self._test, self._lent, self._query, opened)
 
     def get_attributes(self) -> Any:
@@ -126,7 +148,9 @@ class _LentStatement:
 
 
 class _LentCursor:
-    def __init__(self, test: TestTransaction, lent: LentConnection, query: str, cursor: Any) -> None:
+    def __init__(
+        self, test: TestTransaction, lent: LentConnection, query: str, cursor: Any
+    ) -> None:
         self._test, self._lent, self._query, self._cursor = test, lent, query, cursor
 
     def fetch(self, size: int) -> Awaitable[Any]:

@@ -54,14 +54,18 @@ def pytest_configure(config: pytest.Config) -> None:
         guard.check_url(environment.current, config.getini("harness_allowed_hosts"))
     except HarnessError as error:
         raise pytest.UsageError(str(error)) from None
-    config.stash[HARNESS] = Harness(environment.current, lambda: _recipe(config), lambda line: _say(config, line))
+    config.stash[HARNESS] = Harness(
+        environment.current, lambda: _recipe(config), lambda line: _say(config, line)
+    )
     config.stash[_TOTAL] = Summary()
 
 
 def _recipe(config: pytest.Config) -> Recipe:
     recipe = config.hook.pytest_harness_recipe()
     if not isinstance(recipe, Recipe):
-        raise HarnessError("tests/conftest.py does not define pytest_harness_recipe(): see docs/testing.md.")
+        raise HarnessError(
+            "tests/conftest.py does not define pytest_harness_recipe(): see docs/testing.md."
+        )
     return recipe
 
 
@@ -110,13 +114,15 @@ def pytest_runtest_call(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if report.failed:
         item.stash[_FAILED] = True
     header = item.config.stash[HARNESS].header
     if header and hasattr(item.config, "workerinput"):
-        report.harness_header = list(header)
+        report.__dict__["harness_header"] = list(header)
         header.clear()
     return report
 
@@ -128,7 +134,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if lines and _printer is not None:
         _printer.ensure_newline()
         for line in lines:
-            _printer.write_line(f"[{report.node.gateway.id}] {line}" if hasattr(report, "node") else line)
+            _printer.write_line(
+                f"[{report.node.gateway.id}] {line}" if hasattr(report, "node") else line
+            )
 
 
 _printer: Any = None
@@ -143,7 +151,10 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
         if needs_database(item):
             left = item.config.stash[HARNESS].after_test(item.nodeid, failed=failed(item))
             if left:
-                pytest.fail("The test left sessions of the database open:\n" + "\n".join(left), pytrace=False)
+                pytest.fail(
+                    "The test left sessions of the database open:\n" + "\n".join(left),
+                    pytrace=False,
+                )
     return result
 
 
@@ -168,7 +179,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any, error: object) -> None:  # noqa: ARG001 - pytest-xdist's signature
+def pytest_testnodedown(node: Any, error: object) -> None:
     sent = getattr(node, "workeroutput", {}).get("harness")
     if sent:
         node.config.stash[_TOTAL].add(Summary(**sent))

