@@ -160,6 +160,8 @@ def no_servers(environment: Environment) -> Iterator[None]:
     targets = _targets(environment)
 
     def _refuse(address: Any) -> None:
+        if _suspended:
+            return
         found = address if isinstance(address, (str, bytes)) else address[1]
         if found in targets or (
             isinstance(found, str) and found.endswith((f".s.PGSQL.{PORT}", ".sock"))
@@ -176,6 +178,20 @@ def no_servers(environment: Environment) -> Iterator[None]:
     finally:
         socket.socket.connect = connect  # type: ignore[method-assign]
         socket.socket.connect_ex = connect_ex  # type: ignore[method-assign]
+
+
+_suspended = False
+
+
+@contextmanager
+def servers_allowed() -> Iterator[None]:
+    """Let the harness itself connect: the first test of a session may be a unit test."""
+    global _suspended  # noqa: PLW0603 - sockets know nothing of sessions
+    before, _suspended = _suspended, True
+    try:
+        yield
+    finally:
+        _suspended = before
 
 
 def _targets(environment: Environment) -> set[str | int]:

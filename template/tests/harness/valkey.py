@@ -228,18 +228,20 @@ def redis_server(request: pytest.FixtureRequest) -> Iterator[RedisServer | None]
         yield None
         return
     server = RedisServer(environment.current)
-    try:
-        server.start()
-    except HarnessError as error:
-        failure = str(error)
-    else:
-        request.config.stash[_SERVER] = server
-        yield server
-        del request.config.stash[_SERVER]
+    failure = ""
+    with guard.servers_allowed():
+        try:
+            server.start()
+        except HarnessError as error:
+            failure = str(error)
+    if failure:
+        request.session.shouldfail = "there is no Redis for the tests"
+        pytest.fail(failure, pytrace=False)
+    request.config.stash[_SERVER] = server
+    yield server
+    del request.config.stash[_SERVER]
+    with guard.servers_allowed():
         server.stop()
-        return
-    request.session.shouldfail = "there is no Redis for the tests"
-    pytest.fail(failure, pytrace=False)
 
 
 @pytest_asyncio.fixture
