@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+import pytest
 import yaml
 
+from tests.conftest import Render
 from tests.support.project import Project
 from tests.support.template import ROOT
+from tests.variants import FEATURES
 
 DOCUMENTS = ["README.md", "AGENTS.md", "CHANGELOG.md", "docs/testing.md"]
 
@@ -69,3 +73,34 @@ def test_readme_lists_each_question() -> None:
 def text(service: Project, name: str) -> str:
     """A rendered document."""
     return (service.path / name).read_text()
+
+
+PRELUDE = """\
+import asyncio
+from functools import partial
+
+import pytest
+from httpx import AsyncClient
+{redis}
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from app.models import Customer
+
+normalize = str.strip
+
+
+"""
+
+
+@pytest.mark.parametrize("answers", [{}, dict.fromkeys(FEATURES, False)], ids=["all on", "all off"])
+def test_examples_of_the_guide_pass(
+    answers: dict[str, bool], rendered: Render, tmp_path: Path
+) -> None:
+    """The tests shown in docs/testing.md, with the imports that a reader adds."""
+    project = rendered(**answers).copy_to(tmp_path / "service")
+    blocks = re.findall(r"^```python\n(.*?)^```", text(project, "docs/testing.md"), re.M | re.S)
+    examples = [block for block in blocks if "def test_" in block]
+    prelude = PRELUDE.format(redis="from redis.asyncio import Redis" if not answers else "")
+    (project.path / "tests" / "test_guide.py").write_text(prelude + "\n\n".join(examples))
+    project.pytest("tests/test_guide.py", "--no-cov", passed=4 if answers else 5)
