@@ -10,7 +10,12 @@ from typing import Any
 
 import asyncpg
 from sqlalchemy import DateTime, MetaData, NullPool
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 from sqlalchemy.orm import DeclarativeBase
 
 from .config import settings
@@ -56,16 +61,20 @@ def _pool_options() -> dict[str, Any]:
     }
 
 
-engine = create_async_engine(
-    settings.database_url,
-    connect_args={
-        "async_creator_fn": _connect,
-        "timeout": settings.database_connect_timeout,
-        "command_timeout": settings.database_command_timeout,
-    },
-    **_pool_options(),
-)
+def make_engine(url: str) -> AsyncEngine:
+    """An engine with the options of the settings; it connects when it is first used."""
+    return create_async_engine(
+        url,
+        connect_args={
+            "async_creator_fn": _connect,
+            "timeout": settings.database_connect_timeout,
+            "command_timeout": settings.database_command_timeout,
+        },
+        **_pool_options(),
+    )
 
+
+engine = make_engine(settings.database_url)
 AsyncSessionLocal = async_sessionmaker(engine, expire_on_commit=False)
 
 
