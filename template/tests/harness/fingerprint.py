@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
 import pkgutil
@@ -64,7 +65,10 @@ def metadata(recipe: Recipe) -> MetaData | None:
 
 
 def ddl(recipe: Recipe) -> list[str]:
-    """The statements that `create_all` would send to an empty database."""
+    """The statements that `create_all` would send to an empty database, sorted.
+
+    A table's indexes come in no fixed order.
+    """
     tables = metadata(recipe)
     if tables is None:
         return []
@@ -77,7 +81,7 @@ def ddl(recipe: Recipe) -> list[str]:
 
     engine = create_mock_engine("postgresql+psycopg://", record)
     tables.create_all(engine, checkfirst=False)
-    return statements
+    return sorted(statements)
 
 
 def _hash(pieces: Iterable[bytes]) -> str:
@@ -120,10 +124,11 @@ def _extensions(connection: Connection, names: Iterable[str]) -> list[bytes]:
 
 
 def _files(root: Path, source: str) -> list[bytes]:
-    """Relative paths and contents of a file, or of all files under a folder."""
+    """Relative paths and contents: of a file and what it imports, or of all files in a folder."""
     start = root / source
     if start.is_file():
-        return [start.read_bytes()]
+        paths = sorted(with_imports(root, start)) if start.suffix == ".py" else [start]
+        return [piece for path in paths for piece in _named(root, path)]
     if not start.is_dir():
         raise HarnessError(
             f"{source} does not exist, but is listed under `sources` in tests/conftest.py: "
@@ -133,6 +138,49 @@ def _files(root: Path, source: str) -> list[bytes]:
     for folder, subfolders, names in os.walk(start):
         subfolders[:] = sorted(name for name in subfolders if name != "__pycache__")
         for name in sorted(names):
-            path = Path(folder, name)
-            pieces += [os.fsencode(path.relative_to(root).as_posix()), path.read_bytes()]
+            pieces += _named(root, Path(folder, name))
     return pieces
+
+
+def _named(root: Path, path: Path) -> tuple[bytes, bytes]:
+    return os.fsencode(path.relative_to(root).as_posix()), path.read_bytes()
+
+
+def with_imports(root: Path, script: Path) -> set[Path]:
+    """A script and all files of the project that it imports, directly or not.
+
+    Read from the source: what a seeder imports decides what it writes, and is easily forgotten in
+    a list.
+    """
+    found: set[Path] = set()
+    waiting = [script]
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        found.add(path)
+        package = path.relative_to(root).parts[:-1]
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            for module in _imported(node, package):
+                waiting += _module_files(root, module)
+    return found
+
+
+def _imported(node: ast.AST, package: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The dotted names, split, of the modules that a statement may import."""
+    if isinstance(node, ast.Import):
+        return [tuple(alias.name.split(".")) for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        start = package[: len(package) - node.level + 1] if node.level else ()
+        module = (*start, *(node.module.split(".") if node.module else ()))
+        return [(*module, alias.name) for alias in node.names]
+    return []
+
+
+def _module_files(root: Path, module: tuple[str, ...]) -> list[Path]:
+    """The files of a module and of the packages around it, as far as they are the project's."""
+    stems = [root.joinpath(*module[:length]) for length in range(1, len(module) + 1)]
+    candidates = [
+        path for stem in stems for path in (stem.with_suffix(".py"), stem / "__init__.py")
+    ]
+    return [path for path in candidates if path.is_file()]
