@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from tests.support.command import run
+from tests.support.embedded import remove_clusters
 from tests.support.environment import hermetic_environment
-from tests.support.once import made_once
+from tests.support.once import made_once, until_the_last
 from tests.support.project import Project, render
 from tests.support.template import clone_working_tree
 from tests.variants import COMBINATIONS, VARIANTS, Variant
@@ -23,10 +24,14 @@ Render = Callable[..., Project]
 
 
 @pytest.fixture(scope="session")
-def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
     """A directory of this run, the same for all its xdist workers."""
     base = tmp_path_factory.getbasetemp()
-    return base.parent if hasattr(request.config, "workerinput") else base
+    directory = base.parent if hasattr(request.config, "workerinput") else base
+    with until_the_last(directory / "users", lambda: remove_clusters(directory)):
+        yield directory
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -76,9 +81,10 @@ def rendered(shared: Path, template: Path, python: Path) -> Render:
 
 
 @pytest.fixture
-def project(rendered: Render, tmp_path: Path) -> Project:
+def project(rendered: Render, tmp_path: Path) -> Iterator[Project]:
     """A project with the default answers of this test's own, to be changed at will."""
-    return rendered().copy_to(tmp_path / "service")
+    yield rendered().copy_to(tmp_path / "service")
+    remove_clusters(tmp_path)
 
 
 def shared_render(shared: Path, template: Path, answers: dict[str, Any], python: Path) -> Project:

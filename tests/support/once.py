@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -15,6 +15,17 @@ def locked(path: Path) -> Iterator[None]:
     with path.with_name(f"{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def until_the_last(path: Path, leave: Callable[[], None]) -> Iterator[None]:
+    """Call `leave()` at the end, in the last of the workers that are in this block."""
+    with path.open("w") as users:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        yield
+        with suppress(BlockingIOError):
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leave()
 
 
 def made_once(path: Path, make: Callable[[Path], object]) -> Path:
