@@ -134,7 +134,7 @@ def _files(root: Path, source: str) -> list[bytes]:
             f"{source} does not exist, but is listed under `sources` in tests/conftest.py: "
             "correct the path, or take it out."
         )
-    pieces = []
+    pieces: list[bytes] = []
     for folder, subfolders, names in os.walk(start):
         subfolders[:] = sorted(name for name in subfolders if name != "__pycache__")
         for name in sorted(names):

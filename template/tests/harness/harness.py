@@ -59,7 +59,7 @@ class Harness:
         self._connection: Connection | None = None
         self._failure: HarnessError | None = None
         self._started = False
-        self._committed = False
+        self._touched: bool | None = None
         self._engine: AsyncEngine | None = None
 
     @property
@@ -200,8 +200,7 @@ class Harness:
 
     async def end_rollback(self) -> list[str]:
         """Roll that transaction back. Returns what was wrong with it."""
-        problems, committed = await self.transaction.finish()
-        self._committed = self._committed or committed
+        problems, self._touched = await self.transaction.finish(self.worker.new_sessions)
         return problems
 
     def before_call(self, *, rolls_back: bool) -> None:
@@ -215,9 +214,11 @@ class Harness:
         Returns:
             Sessions that it left open, a line each.
         """
-        if not self._started or not (self.worker.touched() or self._committed):
+        if not self._started:
             return []
-        self._committed = False
+        known, self._touched = self._touched, None
+        if not (self.worker.touched() if known is None else known):
+            return []
         left = self.worker.settle()
         old = self.worker.replace(keep=failed)
         if failed:

@@ -75,6 +75,25 @@ def _say(config: pytest.Config, line: str) -> None:
         reporter.write_line(line)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let db_session be the first fixture of a test, and so the last to go.
+
+    What other fixtures do to the database, at either end, is rolled back with the rest.
+    """
+    for item in items:
+        names: list[str] = getattr(item, "fixturenames", [])
+        if "db_session" in names:
+            names.remove("db_session")
+            first = next((i for i, name in enumerate(names) if _is_function_scoped(item, name)), 0)
+            names.insert(first, "db_session")
+
+
+def _is_function_scoped(item: pytest.Item, name: str) -> bool:
+    definitions = item._fixtureinfo.name2fixturedefs.get(name)  # type: ignore[attr-defined]
+    return definitions is None or definitions[-1].scope == "function"
+
+
 def needs_database(item: pytest.Item) -> bool:
     """Whether a test may use a server: any that does not say that it is a unit test."""
     return item.get_closest_marker("unit") is None

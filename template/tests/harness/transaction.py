@@ -127,13 +127,18 @@ class TestTransaction:
             return [f"A deferred constraint is violated: a real COMMIT would fail.\n{error}"]
         return []
 
-    async def finish(self) -> tuple[list[str], bool]:
+    async def finish(self, new_sessions: str) -> tuple[list[str], bool | None]:
         """Roll back, and stop lending.
 
+        Args:
+            new_sessions: an SQL expression, not 0 if somebody else connected to the database.
+
         Returns:
-            What was wrong, a paragraph each; and whether something may have been committed.
+            What was wrong, a paragraph each; and whether the database was changed for good, or None
+            where that is not known.
         """
         self.active = False
+        touched: bool | None = None
         problems = [
             f"A transaction was left open. Its last statement:\n  {f.lent.last}"
             for f in self._stack
@@ -141,7 +146,7 @@ class TestTransaction:
         if self._begun and self._raw is not None:
             try:
                 async with asyncio.timeout(_PATIENCE):
-                    await self._roll_back()
+                    touched = await self._roll_back(new_sessions)
             except (TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
                 self._stale = True
                 problems.append(f"The test's transaction could not be rolled back: {error!r}")
@@ -149,9 +154,10 @@ class TestTransaction:
             problems.append(self._ended)
         if self._stale:
             self._discard()
-        committed = bool(self._ended)
+        if self._ended:
+            touched = True
         self._reset()
-        return problems, committed
+        return problems, touched
 
     async def close(self) -> None:
         """Close the kept connection."""
@@ -351,16 +357,24 @@ class TestTransaction:
         assert self._raw is not None
         await self._raw.execute(command)
 
-    async def _roll_back(self) -> None:
-        proof = (
-            "" if self._doubtful else "ROLLBACK TO SAVEPOINT h1; "
-        )  # fails in any transaction but ours
+    async def _roll_back(self, new_sessions: str) -> bool:
+        """End the transaction; True if it was not ours any more, or somebody else connected."""
+        assert self._raw is not None
+        # The first fails in any transaction but ours. Advisory locks are all that outlives the
+        # second. The last one's status counts its rows: the answer takes no further round trip.
+        commands = [
+            *([] if self._doubtful else ["ROLLBACK TO SAVEPOINT h1"]),
+            "ROLLBACK",
+            "SELECT pg_advisory_unlock_all()",
+            f"SELECT FROM generate_series(1, {new_sessions})",
+        ]
         try:
-            # Advisory locks are all that outlives a rollback.
-            await self._execute(f"{proof}ROLLBACK; SELECT pg_advisory_unlock_all()")
+            status = await self._raw.execute("; ".join(commands))
         except (asyncpg.InvalidSavepointSpecificationError, asyncpg.NoActiveSQLTransactionError):
             self._ended = self._ended or _ENDED
-        self._stale = self._stale or bool(self._ended)
+            self._stale = True
+            return True
+        return bool(status != "SELECT 0")
 
     def _discard(self) -> None:
         """Forget the kept connection: it is closed, of an older database, or not what it was."""

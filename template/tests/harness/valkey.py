@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import suppress
@@ -35,35 +37,138 @@ if TYPE_CHECKING:
 
 _START_SECONDS = 10
 _OURS = "tests.harness"
-_SERVER = pytest.StashKey["RedisServer"]()
+_SERVER = pytest.StashKey["EmbeddedRedis | ExternalRedis"]()
 
 
-class RedisServer:
-    """The Redis that this worker's tests see."""
+class EmbeddedRedis:
+    """A Valkey of this worker's own."""
 
     def __init__(self, environment: Environment) -> None:
-        self._environment = environment
-        self._client: redis.Redis
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lock: FileLock | None = None
+        self._path = environment.redis_socket
+        self._lock = FileLock(self._path.with_suffix(".lock"))
+        self._process: subprocess.Popen[bytes]
+        self._connection: socket.socket
 
     def start(self) -> None:
-        """Have an empty Redis ready.
+        """Have an empty server ready.
 
         Raises:
-            HarnessError: there is none, or the external one is not ours to use.
+            HarnessError: it does not start; with what it says.
+        """
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _sweep(self._path.parent)
+        self._lock.acquire()
+        settings = {
+            "port": "0",
+            "unixsocket": str(self._path),
+            "unixsocketperm": "700",
+            "save": "",
+            "appendonly": "no",
+            "dir": str(self._path.parent),
+            "loglevel": "warning",
+        }
+        arguments = (word for name, value in settings.items() for word in (f"--{name}", value))
+        with tempfile.TemporaryFile() as output:
+            self._process = subprocess.Popen(
+                [_binary(), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # Ctrl-C is for pytest
+            )
+            deadline = time.monotonic() + _START_SECONDS
+            while not self._connects():
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    self._process.kill()
+                    self._process.wait()
+                    self._lock.release()
+                    output.seek(0)
+                    said = output.read().decode(errors="replace").strip()
+                    raise HarnessError(f"Valkey did not start:\n{said[-2000:]}")
+                time.sleep(0.002)
+
+    def _connects(self) -> bool:
+        self._connection = socket.socket(socket.AF_UNIX)
+        try:
+            self._connection.connect(str(self._path))
+        except OSError:
+            self._connection.close()
+            return False
+        return True
+
+    def clear(self) -> None:
+        """Empty the server. After every test, so without a client library: 20 microseconds.
+
+        Raises:
+            HarnessError: the server is gone.
+        """
+        try:
+            self._connection.sendall(b"FLUSHALL\r\n")
+            answer = self._connection.recv(1024)
+        except OSError as error:
+            answer = str(error).encode()
+        if answer != b"+OK\r\n":
+            raise HarnessError(
+                f"The tests' Valkey, process {self._process.pid}, is gone: "
+                f"{answer.decode() or 'it closed the connection'}. The next run starts a new one."
+            )
+
+    def stop(self) -> None:
+        """End the server and its files."""
+        self._connection.close()
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=_START_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._path.unlink(missing_ok=True)
+        self._lock.path.unlink(missing_ok=True)
+        self._lock.release()
+
+
+class ExternalRedis:
+    """A numbered database of `TEST_REDIS_URL`."""
+
+    def __init__(self, environment: Environment) -> None:
+        import redis
+
+        self._run = environment.run
+        # A single connection: its name is the lock on the database, and goes when this process does.
+        self._client = redis.Redis.from_url(environment.redis_url, single_connection_client=True)
+
+    def start(self) -> None:
+        """Take the database for this run.
+
+        Raises:
+            HarnessError: another run uses it, it holds keys that are not ours, or it can't be reached.
         """
         import redis
 
-        if self._environment.external_redis_url is None:
-            self._launch()
-        self._client = redis.Redis.from_url(self._environment.redis_url)
-        if self._environment.external_redis_url is not None:
-            self._take_database()
+        number = self._client.connection_pool.connection_kwargs.get("db")
+        name = f"{_OURS}:{number}"
+        try:
+            with self._client.pipeline(transaction=True) as both:
+                both.client_list()
+                both.client_setname(name)
+                clients, _ = both.execute()
+            if any(client["name"] == name for client in clients):
+                raise HarnessError(
+                    f"Another run uses database {number} of TEST_REDIS_URL. Give this one another "
+                    "number, as in redis://localhost:6379/8, or unset TEST_REDIS_URL to use the "
+                    "embedded server."
+                )
+            if self._client.dbsize() and not self._client.exists(_OURS):
+                raise HarnessError(
+                    f"Database {number} of TEST_REDIS_URL holds keys that are not the tests'. It is not "
+                    "touched: name another number, or unset TEST_REDIS_URL to use the embedded server."
+                )
+        except redis.RedisError as error:
+            raise HarnessError(f"TEST_REDIS_URL can't be used: {error}") from error
         self.clear()
 
     def clear(self) -> None:
-        """Empty the worker's database.
+        """Empty the database, but for the key that tells that it is ours.
 
         Raises:
             HarnessError: the server is gone.
@@ -71,115 +176,34 @@ class RedisServer:
         import redis
 
         try:
-            if self._environment.external_redis_url is None:
-                self._client.flushall()
-            else:
-                with self._client.pipeline(transaction=True) as both:
-                    both.flushdb()
-                    both.set(_OURS, self._environment.run)
-                    both.execute()
-        except redis.ConnectionError as error:
-            raise HarnessError(
-                f"The tests' Redis at {self._environment.redis_url} is gone: {error}"
-            ) from error
+            with self._client.pipeline(transaction=True) as both:
+                both.flushdb()
+                both.set(_OURS, self._run)
+                both.execute()
+        except redis.RedisError as error:
+            raise HarnessError(f"The Redis of TEST_REDIS_URL is gone: {error}") from error
 
     def stop(self) -> None:
-        """Leave nothing: neither keys nor a process."""
-        import redis
-
-        with suppress(redis.ConnectionError):
-            if self._environment.external_redis_url is not None:
-                self._client.flushdb()
+        """Leave no key."""
+        self._client.flushdb()
         self._client.close()
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(timeout=_START_SECONDS)
-            self._socket.unlink(missing_ok=True)
-            assert self._lock is not None
-            self._lock.path.unlink(missing_ok=True)
-            self._lock.release()
 
-    @property
-    def _socket(self) -> Path:
-        return self._environment.redis_socket
 
-    def _launch(self) -> None:
-        folder = self._socket.parent
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _sweep(folder)
-        self._lock = FileLock(self._socket.with_suffix(".lock"))
-        self._lock.acquire()
-        settings = {"port": "0", "unixsocket": str(self._socket), "unixsocketperm": "700"}
-        settings |= {"save": "", "appendonly": "no", "dir": str(folder), "loglevel": "warning"}
-        self._process = subprocess.Popen(
-            [
-                _binary(),
-                *(word for name, value in settings.items() for word in (f"--{name}", value)),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for pytest
-        )
-        deadline = time.monotonic() + _START_SECONDS
-        while not self._socket.exists():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self._process.kill()
-                output, _ = self._process.communicate()
-                raise HarnessError(
-                    f"Valkey did not start:\n{output.decode(errors='replace').strip()[-2000:]}"
-                )
-            time.sleep(0.002)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-
-    def _take_database(self) -> None:
-        """Take the numbered database for this run.
-
-        Raises:
-            HarnessError: another run uses it, or it holds keys that are not ours.
-        """
-        import redis
-
-        number = self._client.connection_pool.connection_kwargs.get("db")
-        name = f"{_OURS}:{number}"
-        try:
-            # One connection, whose name is the lock: it goes when this process does.
-            self._holder = redis.Redis.from_url(
-                self._environment.redis_url, single_connection_client=True
-            )
-            with self._holder.pipeline(transaction=True) as both:
-                both.client_list()
-                both.client_setname(name)
-                clients, _ = both.execute()
-            if any(client["name"] == name for client in clients):
-                raise HarnessError(
-                    f"Another run uses database {number} of TEST_REDIS_URL. Give this one another number, as in "
-                    "TEST_REDIS_URL=redis://localhost:6379/8, or unset it to use the embedded server."
-                )
-            if self._client.dbsize() and not self._client.exists(_OURS):
-                raise HarnessError(
-                    f"Database {number} of TEST_REDIS_URL holds keys that are not the tests'. It is not touched: "
-                    "name another number, or unset TEST_REDIS_URL to use the embedded server."
-                )
-        except redis.ConnectionError as error:
-            raise HarnessError(f"TEST_REDIS_URL can't be reached: {error}") from error
-        except redis.ResponseError as error:
-            raise HarnessError(f"TEST_REDIS_URL can't be used: {error}") from error
+RedisServer = EmbeddedRedis | ExternalRedis
 
 
 def _sweep(folder: Path) -> None:
-    """Shut down the servers of workers that died. They answer on a socket in our folder: they are ours."""
+    """Shut down the servers of workers that died: they answer on a socket in our own folder."""
     import redis
 
     for path in folder.glob("*.lock"):
         lock = FileLock(path)
         if not lock.try_acquire():
             continue
-        socket = path.with_suffix(".sock")
-        with redis.Redis(unix_socket_path=str(socket)) as client, suppress(redis.RedisError):
+        server = path.with_suffix(".sock")
+        with redis.Redis(unix_socket_path=str(server)) as client, suppress(redis.RedisError):
             client.shutdown(nosave=True)
-        socket.unlink(missing_ok=True)
+        server.unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         lock.release()
 
@@ -227,7 +251,8 @@ def redis_server(request: pytest.FixtureRequest) -> Iterator[RedisServer | None]
     if not any(needs_database(item) for item in request.session.items):
         yield None
         return
-    server = RedisServer(environment.current)
+    external = environment.current.external_redis_url is not None
+    server = (ExternalRedis if external else EmbeddedRedis)(environment.current)
     failure = ""
     with guard.servers_allowed():
         try:

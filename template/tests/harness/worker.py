@@ -108,7 +108,13 @@ class WorkerDatabase:
 
     def touched(self) -> bool:
         """Whether anybody but the harness connected since the database was new."""
-        return self._count_sessions() != self._sessions + self.own_sessions
+        row = self._connection.execute(f"SELECT {self.new_sessions}").fetchone()
+        return row != (0,)
+
+    @property
+    def new_sessions(self) -> str:
+        """SQL for the number of sessions, not the harness's, since the database was new."""
+        return f"pg_stat_get_db_sessions({self._oid}) - {self._sessions + self.own_sessions}"
 
     def settle(self) -> list[str]:
         """What a test left open, after a moment to leave: a line each."""
@@ -197,13 +203,6 @@ class WorkerDatabase:
         assert row is not None
         self._oid, self._sessions = row
         self.own_sessions = 0
-
-    def _count_sessions(self) -> int:
-        row = self._connection.execute(
-            "SELECT pg_stat_get_db_sessions(%s::oid)", (self._oid,)
-        ).fetchone()
-        assert row is not None
-        return int(row[0])
 
     def _drop(self, name: str) -> None:
         databases.drop(
