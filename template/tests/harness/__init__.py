@@ -6,12 +6,14 @@ itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code,
     environment   who this process is, and the URLs that the service gets
     recipe        what the service says about itself
     guard         what is refused before anything is touched
+    offline       what unit tests can't reach
     server        the embedded Postgres (locks: how processes share it)
     databases     the names and marks of our databases, and how they go
     fingerprint   what a golden database depends on (digest: what it holds)
     golden        the golden database: found, or built and published
     worker        the clone that a worker's tests see, replaced when dirty
     transaction   the rollback of a test (lent: the connection that the service gets)
+    tasks         asyncio tasks that a test left behind
     harness       the above, put together for one process
     fixtures      what tests ask for
     plugin        the hooks of pytest

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,13 @@ PORT = 5432
 
 _MEMORY = Path("/dev/shm")
 _MEMORY_FREE = 512 * 1024 * 1024
+_LIMITS = {
+    "statement_timeout": "60s",
+    "lock_timeout": "10s",
+    "idle_in_transaction_session_timeout": "120s",
+}
+"""No test waits for ever."""
+
 _SOCKET_PATH_MAX = 100  # Linux allows 107 bytes, macOS 103
 
 
@@ -41,6 +49,7 @@ class Environment:
         application_url: the `DATABASE_URL` that the service would have used.
         application_redis_url: the same for Redis.
         variable: name of the variable that gives the service its database URL.
+        limits: what Postgres allows the sessions of tests; none for a debugger.
     """
 
     run: str
@@ -51,6 +60,7 @@ class Environment:
     application_url: str | None
     application_redis_url: str | None
     variable: str
+    limits: dict[str, str]
 
     @property
     def database(self) -> str:
@@ -112,6 +122,7 @@ def prepare(
         application_url=_own(database_url),
         application_redis_url=_own(redis_url) if redis_url else None,
         variable=database_url,
+        limits={} if _is_debugged() else _LIMITS,
     )
     os.environ[database_url] = current.url(current.database)
     if redis_url:
@@ -144,6 +155,11 @@ def _identity() -> tuple[str, str]:
     run = secrets.token_hex(4)
     os.environ["HARNESS_RUN"] = f"{run}:{os.getpid()}"
     return run, "main"
+
+
+def _is_debugged() -> bool:
+    """Whether somebody may stop this process for as long as they please."""
+    return sys.gettrace() is not None or "--pdb" in sys.argv or "--trace" in sys.argv
 
 
 def _home() -> Path:

@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from tests.harness.errors import HarnessError
 from tests.harness.harness import Harness
+from tests.harness.offline import offline
 from tests.harness.plugin import HARNESS, failed, needs_database
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def enterprise_database_setup(request: pytest.FixtureRequest) -> Harness | None:
         return None
     harness = request.config.stash[HARNESS]
     try:
-        harness.start()
+        with offline(False):  # the first test of the session may be a unit test
+            harness.start()
     except HarnessError as error:
         failure = error
     else:

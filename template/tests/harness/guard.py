@@ -1,12 +1,9 @@
-"""What is refused before anything is written, and what unit tests can't reach."""
+"""What is refused before anything is written."""
 
 from __future__ import annotations
 
 import ipaddress
-import socket
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterable
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from tests.harness.databases import Connection
@@ -138,70 +135,3 @@ def _check_no_pooler(connection: Connection) -> None:
             "There is a connection pooler before the tests' database server: it shares sessions, which the "
             "harness locks by. Let TEST_DATABASE_URL name the server itself."
         )
-
-
-class UnitTestConnectedError(HarnessError):
-    """A test marked `unit` reached for a server."""
-
-
-@contextmanager
-def no_servers(environment: Environment) -> Iterator[None]:
-    """Let connections to Postgres and Redis fail, for a test marked `unit`."""
-    connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
-
-    def checked_connect(self: socket.socket, address: Any) -> None:
-        _refuse(address)
-        connect(self, address)
-
-    def checked_connect_ex(self: socket.socket, address: Any) -> int:
-        _refuse(address)
-        return connect_ex(self, address)
-
-    targets = _targets(environment)
-
-    def _refuse(address: Any) -> None:
-        if _suspended:
-            return
-        found = address if isinstance(address, (str, bytes)) else address[1]
-        if found in targets or (
-            isinstance(found, str) and found.endswith((f".s.PGSQL.{PORT}", ".sock"))
-        ):
-            raise UnitTestConnectedError(
-                "This test is marked unit, and connected to a database or to Redis. Mark it "
-                "@pytest.mark.integration instead: then it gets a seeded database and a Redis of its own."
-            )
-
-    socket.socket.connect = checked_connect  # type: ignore[assignment, method-assign]
-    socket.socket.connect_ex = checked_connect_ex  # type: ignore[assignment, method-assign]
-    try:
-        yield
-    finally:
-        socket.socket.connect = connect  # type: ignore[method-assign]
-        socket.socket.connect_ex = connect_ex  # type: ignore[method-assign]
-
-
-_suspended = False
-
-
-@contextmanager
-def servers_allowed() -> Iterator[None]:
-    """Let the harness itself connect: the first test of a session may be a unit test."""
-    global _suspended  # noqa: PLW0603 - sockets know nothing of sessions
-    before, _suspended = _suspended, True
-    try:
-        yield
-    finally:
-        _suspended = before
-
-
-def _targets(environment: Environment) -> set[str | int]:
-    """Ports of the servers that a unit test may reach by mistake."""
-    ports: set[str | int] = {PORT, 6379}
-    for url in (
-        environment.external_url,
-        environment.external_redis_url,
-        environment.application_url,
-    ):
-        if url and (port := urlsplit(url).port):
-            ports.add(port)
-    return ports

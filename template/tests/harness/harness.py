@@ -60,6 +60,7 @@ class Harness:
         self._failure: HarnessError | None = None
         self._started = False
         self._touched: bool | None = None
+        self._log_begin = 0
         self._engine: AsyncEngine | None = None
 
     @property
@@ -202,6 +203,15 @@ class Harness:
         """Roll that transaction back. Returns what was wrong with it."""
         problems, self._touched = await self.transaction.finish(self.worker.new_sessions)
         return problems
+
+    def before_test(self) -> None:
+        """Note where the log of Postgres ends."""
+        if self._server is not None:
+            self._log_begin = self._server.log_size()
+
+    def log_of_test(self) -> str:
+        """What the embedded Postgres logged since the test began."""
+        return self._server.log_since(self._log_begin) if self._server is not None else ""
 
     def before_call(self, *, rolls_back: bool) -> None:
         """A test is about to run; one that is not rolled back will want a fresh database after it."""

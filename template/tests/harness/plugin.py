@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
 import pytest
 
-from tests.harness import environment, guard
+from tests.harness import environment, guard, tasks
 from tests.harness.errors import HarnessError
 from tests.harness.harness import Harness, Summary
+from tests.harness.offline import install, offline
 from tests.harness.recipe import Recipe
 
 pytest_plugins = ["tests.harness.fixtures"]
@@ -25,6 +26,7 @@ _MARKERS = (
     "integration: uses the database, Redis or the whole service",
     "own_database: commits are real; the database is replaced after the test, and kept when it fails",
     "llm: asks a real language model; runs only where one is configured",
+    "allow_leaks(reason): sessions and tasks that the test leaves open are no error",
 )
 
 
@@ -54,10 +56,12 @@ def pytest_configure(config: pytest.Config) -> None:
         guard.check_url(environment.current, config.getini("harness_allowed_hosts"))
     except HarnessError as error:
         raise pytest.UsageError(str(error)) from None
+    install(environment.current)
     config.stash[HARNESS] = Harness(
         environment.current, lambda: _recipe(config), lambda line: _say(config, line)
     )
     config.stash[_TOTAL] = Summary()
+    config.pluginmanager.register(_HeaderPrinter(config))
 
 
 def _recipe(config: pytest.Config) -> Recipe:
@@ -118,10 +122,14 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    with ExitStack() as stack:
-        if not needs_database(item):
-            stack.enter_context(guard.no_servers(environment.current))
+    with nullcontext() if needs_database(item) else offline():
         return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if needs_database(item):
+        item.config.stash[HARNESS].before_test()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -130,6 +138,7 @@ def pytest_runtest_call(item: pytest.Item) -> None:
         own = item.get_closest_marker("own_database") is not None
         rolls_back = "db_session" in getattr(item, "fixturenames", ()) and not own
         item.config.stash[HARNESS].before_call(rolls_back=rolls_back)
+    tasks.watch(item)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -137,51 +146,51 @@ def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
+    harness = item.config.stash[HARNESS]
     if report.failed:
         item.stash[_FAILED] = True
-    header = item.config.stash[HARNESS].header
-    if header and hasattr(item.config, "workerinput"):
-        report.__dict__["harness_header"] = list(header)
-        header.clear()
+        if needs_database(item) and (log := harness.log_of_test()):
+            report.sections.append((f"Postgres log {report.when}", log))
+    if harness.header and hasattr(item.config, "workerinput"):
+        report.__dict__["harness_header"] = list(harness.header)
+        harness.header.clear()
     return report
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """In the process that prints: show what a worker has to tell of its start."""
-    lines = getattr(report, "harness_header", None)
-    if lines and _printer is not None:
-        _printer.ensure_newline()
-        for line in lines:
-            _printer.write_line(
-                f"[{report.node.gateway.id}] {line}" if hasattr(report, "node") else line
-            )
+class _HeaderPrinter:
+    """In the process that prints: shows what pytest-xdist's workers have to tell of their start."""
 
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
 
-_printer: Any = None
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        lines = getattr(report, "harness_header", [])
+        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+        if lines and reporter is not None:
+            reporter.ensure_newline()
+            for line in lines:
+                reporter.write_line(f"[{getattr(report, 'worker_id', '?')}] {line}")
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
-    """After the test's own fixtures: whatever it left in the database goes."""
+    """After the test's own fixtures: whatever it left goes."""
     try:
         result = yield
     finally:
+        problems = []
+        if left := tasks.left(item):
+            problems.append(
+                "The test left asyncio tasks running, now cancelled:\n" + "\n".join(left)
+            )
         if needs_database(item):
-            left = item.config.stash[HARNESS].after_test(item.nodeid, failed=failed(item))
-            if left:
-                pytest.fail(
-                    "The test left sessions of the database open:\n" + "\n".join(left),
-                    pytrace=False,
-                )
+            sessions = item.config.stash[HARNESS].after_test(item.nodeid, failed=failed(item))
+            if sessions:
+                problems.append("The test left database sessions open:\n" + "\n".join(sessions))
+        if problems and item.get_closest_marker("allow_leaks") is None:
+            pytest.fail("\n\n".join(problems), pytrace=False)
     return result
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_sessionstart(session: pytest.Session) -> None:
-    global _printer  # noqa: PLW0603 - logreport gets neither the session nor its configuration
-    if not hasattr(session.config, "workerinput"):
-        _printer = session.config.pluginmanager.get_plugin("terminalreporter")
 
 
 @pytest.hookimpl(trylast=True)

@@ -60,6 +60,7 @@ _SETTINGS = {
     # A killed client must not hold locks until its query ends.
     "client_connection_check_interval": "1s",
     "log_checkpoints": "off",
+    "log_lock_waits": "on",
     "log_line_prefix": "%m [%p] %a %d ",
 }
 
@@ -233,6 +234,16 @@ class EmbeddedServer:
             time.sleep(0.01)
         # The server outlives this process where other runs use it: it is not ours to wait for.
         process.returncode = 0
+
+    def log_size(self) -> int:
+        """Bytes that the server has logged since its start."""
+        return self._log.stat().st_size
+
+    def log_since(self, begin: int, characters: int = 4000) -> str:
+        """What it logged after so many bytes; the end of it, where that is long."""
+        with self._log.open("rb") as log:
+            log.seek(begin)
+            return log.read().decode(errors="replace").strip()[-characters:]
 
     def log_tail(self, lines: int = 15) -> str:
         """The end of the server's log, with its path."""

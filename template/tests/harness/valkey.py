@@ -29,6 +29,7 @@ from tests.harness import environment, guard
 from tests.harness.environment import Environment
 from tests.harness.errors import HarnessError
 from tests.harness.locks import FileLock
+from tests.harness.offline import offline
 from tests.harness.plugin import needs_database
 
 if TYPE_CHECKING:
@@ -254,7 +255,7 @@ def redis_server(request: pytest.FixtureRequest) -> Iterator[RedisServer | None]
     external = environment.current.external_redis_url is not None
     server = (ExternalRedis if external else EmbeddedRedis)(environment.current)
     failure = ""
-    with guard.servers_allowed():
+    with offline(False):
         try:
             server.start()
         except HarnessError as error:
@@ -265,7 +266,7 @@ def redis_server(request: pytest.FixtureRequest) -> Iterator[RedisServer | None]
     request.config.stash[_SERVER] = server
     yield server
     del request.config.stash[_SERVER]
-    with guard.servers_allowed():
+    with offline(False):
         server.stop()
 
 

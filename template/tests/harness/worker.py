@@ -100,6 +100,15 @@ class WorkerDatabase:
             self.golden = golden.ensure(self._environment, connection, self._recipe, self._say)
             golden.clone(connection, self.golden, name)
         self.statistics.clones += 1
+        if limits := self._environment.limits:
+            # All sessions get them, of whatever driver; they go with the database.
+            alter = sql.SQL("ALTER DATABASE {} SET {} = {}")
+            connection.execute(
+                sql.SQL("; ").join(
+                    alter.format(sql.Identifier(name), sql.Identifier(limit), sql.Literal(value))
+                    for limit, value in limits.items()
+                )
+            )
 
     def prefetch(self) -> None:
         """Begin to make a spare clone, if there is none."""

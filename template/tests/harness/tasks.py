@@ -1,0 +1,51 @@
+"""Asyncio tasks that a test left behind: found, reported, cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+_LEFT = pytest.StashKey["set[asyncio.Task[Any]]"]()
+
+
+def watch(item: pytest.Item) -> None:
+    """Before a test is called: note which tasks it begins and does not end."""
+    test = getattr(item, "obj", None)
+    if inspect.iscoroutinefunction(test):
+        item.obj = _watched(item, test)  # type: ignore[attr-defined]
+
+
+def _watched(item: pytest.Item, test: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+    @functools.wraps(test)
+    async def watched(*args: Any, **kwargs: Any) -> Any:
+        before = asyncio.all_tasks()
+        try:
+            return await test(*args, **kwargs)
+        finally:
+            item.stash[_LEFT] = asyncio.all_tasks() - before
+
+    return watched
+
+
+def left(item: pytest.Item) -> list[str]:
+    """After the test and its fixtures: cancel what still runs. Returns a line for each task."""
+    tasks = item.stash.get(_LEFT, set())
+    # One that is being cancelled ends as soon as its loop runs again.
+    running = [task for task in tasks if not task.done() and not task.cancelling()]
+    lines = sorted(map(_describe, running))
+    for task in running:
+        if not task.get_loop().is_closed():
+            task.cancel()
+    return lines
+
+
+def _describe(task: asyncio.Task[Any]) -> str:
+    frames = task.get_stack(limit=1)
+    where = f" at {frames[0].f_code.co_filename}:{frames[0].f_lineno}" if frames else ""
+    coroutine = task.get_coro()
+    return f"  {task.get_name()}, {getattr(coroutine, '__qualname__', coroutine)}{where}"
