@@ -13,25 +13,29 @@ MAX_BIGINT = 2**63 - 1
 
 Id = Annotated[int, Path(ge=1, le=MAX_BIGINT)]
 
-# At least one character that is not white space.
+# At least one character that is neither white space nor a control character. Spelt out, because
+# engines of regular expressions don't agree on white space.
+VISIBLE = r"^[^\x00]*[^\s\x00-\x20\x7f-\xa0][^\x00]*$"
+
 Name = Annotated[
     str,
     StringConstraints(
         strip_whitespace=True,
         min_length=1,
         max_length=200,
-        pattern=r"^[^\x00]*[^\s\x00][^\x00]*$",
+        pattern=VISIBLE,
     ),
 ]
 
-# Only a message that arrives proves an address, so this just keeps out what can't be one. Stored
-# in lower case, which makes it unique whatever its spelling.
+# Only a message that arrives proves an address, so this just keeps out what can't be one. Visible
+# ASCII (domains of other alphabets have such a form), stored in lower case, so that each address
+# has one spelling.
 Email = Annotated[
     str,
     StringConstraints(
         to_lower=True,
         max_length=254,
-        pattern=r"^[^@\s\x00]+@[^@\s\x00]+\.[^@\s\x00]+$",
+        pattern=r"^[!-?A-~]+@[!-?A-~]+\.[!-?A-~]+$",
     ),
 ]
 
