@@ -40,13 +40,29 @@ _BEFORE = [
         r"|believe|expect|assume|use the words?|call|describe|offering|promising|claiming|saying)"
         rf"{_FILLERS}"
     ),
+    # "by no means risk-free", "in no way", "rather than risk-free"
+    re.compile(r"\b(?:by no means|in no way|rather than|instead of)(?: an?| any)? $"),
+    # "it would be wrong to call it risk-free", "it isn't true that our bond is risk-free"
+    re.compile(
+        r"\b(?:wrong|incorrect|misleading|false|untrue|dishonest"
+        r"|(?:not|never|isn't) (?:true|correct|right|accurate|fair))"
+        r" (?:to (?:call|say|describe|claim|suggest|think|believe|promise|assume)|that)"
+        rf"(?: (?!(?:but|and|because|so|{_NOT})\b)[\w'-]{{1,20}}){{0,5}} $"
+    ),
+    # "be wary of anyone promising guaranteed returns", "scammers promise guaranteed returns"
+    re.compile(
+        r"\b(?:beware|wary|avoid|careful|suspicious|watch out|scammers?|fraudsters?|criminals?"
+        r"|(?:don't|do not|never) (?:believe|trust))\b"
+        r"(?:(?!\b(?:we|our|us|but|and)\b)[^.!?;:,\n]){0,60}"
+        rf" (?:promis|offer|claim|guarantee|advertis)(?:e|es|s|ing)?{_FILLERS}"
+    ),
     # "you asked whether our bond is risk-free"
     re.compile(r"\byou asked (?:me |us )?(?:whether|if) (?:[\w']{1,20} ){0,6}$"),
 ]
 # "no investment is risk-free", "nothing is guaranteed to return …"
 _BEFORE_UNLESS_EXCEPTED = re.compile(
     r"\b(?:no(?! other| better| doubt| wonder| matter| bank| account like)(?: [\w-]{1,20}){1,3}"
-    r"|none(?: of [\w ]{1,30})?|nothing|nobody|no one)"
+    r"|none(?: of [\w ]{1,30})?|nothing(?: [\w-]{1,20}){0,3}|nobody|no one)"
     r" (?:is|are|was|can be|could be|will be|comes with|come with|carries|offers|offer|promises"
     rf"|promise|has|have|gives|give){_FILLERS}"
 )
@@ -57,8 +73,14 @@ _AFTER = re.compile(
     # "guaranteed returns do not exist", "risk-free investments are a myth"
     r"^[\"')]?(?: [\w-]{1,20}){0,2} (?:(?:do not|don't|does not|doesn't|never) (?:exist|happen)"
     r"|(?:is|are) (?:an? |always an? )?(?:myth|lie|scam|warning sign|red flag|fraud)"
+    r"|(?:is|are|would be) (?:wrong|incorrect|misleading|false|untrue|dishonest)"
     r"|(?:is|are) (?:not|never) (?:possible|available|offered|on offer|real|true|permitted|allowed)"
     r"|(?:isn't|aren't) (?:possible|available|offered|on offer|real|true|permitted|allowed))\b"
+)
+_CLAUSE_END = re.compile(r"[,;:]| and | or | but ")
+_TAKES_BACK = re.compile(
+    r"\b(?:not|never|cannot|hardly|no|nobody|nothing|wrong|[a-z]{2,6}n't"
+    r"|(?:is|are|was|were|ca|do|does)nt)\b"
 )
 _TAKEN_BACK = re.compile(
     r"\b(?:elsewhere|anywhere else|from (?:other|another|any other)|like ours)\b"
@@ -101,9 +123,18 @@ def is_negated(text: str, span: Span) -> bool:
     before, after = _sentence_around(text, span)
     if _TAKEN_BACK.search(after):
         return False
-    if any(pattern.search(before) for pattern in _BEFORE) or _AFTER.search(after):
+    if any(_denies(pattern, before) for pattern in _BEFORE) or _AFTER.search(after):
         return True
-    return bool(_BEFORE_UNLESS_EXCEPTED.search(before)) and not _EXCEPTED.search(after)
+    return _denies(_BEFORE_UNLESS_EXCEPTED, before) and not _EXCEPTED.search(after)
+
+
+def _denies(pattern: re.Pattern[str], before: str) -> bool:
+    """Whether there is a negation, and not one more before it that takes it back."""
+    found = pattern.search(before)
+    if found is None:
+        return False
+    clause = _CLAUSE_END.split(before[: found.start()])[-1]
+    return not _TAKES_BACK.search(clause)
 
 
 def is_quotation(text: str, span: Span) -> bool:
