@@ -39,12 +39,10 @@ def enterprise_database_setup(request: pytest.FixtureRequest) -> Harness | None:
     pytest.fail(str(failure), pytrace=False)
 
 
-@pytest.fixture
-def harness(enterprise_database_setup: Harness | None) -> Harness:
-    """The harness of this process, with its database ready."""
-    if enterprise_database_setup is None:
+def _ready(harness: Harness | None) -> Harness:
+    if harness is None:
         pytest.fail("A test marked unit asks for a database: mark it integration.", pytrace=False)
-    return enterprise_database_setup
+    return harness
 
 
 @pytest_asyncio.fixture(scope="session")
@@ -57,13 +55,16 @@ async def _kept_connection(enterprise_database_setup: Harness | None) -> AsyncIt
 
 @pytest_asyncio.fixture
 async def db_session(
-    request: pytest.FixtureRequest, harness: Harness, _kept_connection: None
+    request: pytest.FixtureRequest,
+    enterprise_database_setup: Harness | None,
+    _kept_connection: None,
 ) -> AsyncIterator[AsyncSession]:
     """A session of the service, in a transaction that is rolled back at the end of the test.
 
     All that the service does through its engine happens in that transaction, whatever it commits.
     In a test marked `own_database`, everything is real instead.
     """
+    harness = _ready(enterprise_database_setup)
     if request.node.get_closest_marker("own_database"):
         async with harness.sessionmaker() as session:
             yield session
@@ -82,7 +83,7 @@ async def db_session(
 
 
 @pytest_asyncio.fixture
-async def db_engine(harness: Harness) -> AsyncIterator[AsyncEngine]:
+async def db_engine(enterprise_database_setup: Harness | None) -> AsyncIterator[AsyncEngine]:
     """An engine on the tests' database that keeps no connection. What it commits is real.
 
     The database is replaced before the next test, if this one connected.
@@ -90,9 +91,9 @@ async def db_engine(harness: Harness) -> AsyncIterator[AsyncEngine]:
     from sqlalchemy import NullPool
     from sqlalchemy.ext.asyncio import create_async_engine
 
-    engine = create_async_engine(
-        harness.environment.url(harness.environment.database), poolclass=NullPool
-    )
+    current = _ready(enterprise_database_setup).environment
+
+    engine = create_async_engine(current.url(current.database), poolclass=NullPool)
     try:
         yield engine
     finally:

@@ -213,10 +213,10 @@ class Harness:
         """What the embedded Postgres logged since the test began."""
         return self._server.log_since(self._log_begin) if self._server is not None else ""
 
-    def before_call(self, *, rolls_back: bool) -> None:
-        """A test is about to run; one that is not rolled back will want a fresh database after it."""
-        if self._started and not rolls_back:
-            self.worker.prefetch()
+    def before_call(self, *, spares: int) -> None:
+        """A test is about to run. It, and those after it, will want so many fresh databases."""
+        if self._started:
+            self.worker.prefetch(spares)
 
     def after_test(self, name: str, *, failed: bool) -> list[str]:
         """Replace the database if the test touched it.

@@ -19,6 +19,8 @@ pytest_plugins = ["tests.harness.fixtures"]
 
 HARNESS = pytest.StashKey[Harness]()
 _FAILED = pytest.StashKey[bool]()
+_NEEDS_DATABASE = pytest.StashKey[bool]()
+_SPARES = pytest.StashKey[int]()
 _TOTAL = pytest.StashKey[Summary]()
 
 _MARKERS = (
@@ -100,7 +102,10 @@ def _is_function_scoped(item: pytest.Item, name: str) -> bool:
 
 def needs_database(item: pytest.Item) -> bool:
     """Whether a test may use a server: any that does not say that it is a unit test."""
-    return item.get_closest_marker("unit") is None
+    known = item.stash.get(_NEEDS_DATABASE, None)
+    if known is None:  # asked at each step of each test
+        known = item.stash[_NEEDS_DATABASE] = item.get_closest_marker("unit") is None
+    return known
 
 
 def failed(item: pytest.Item) -> bool:
@@ -121,9 +126,20 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+def pytest_runtest_protocol(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, object, object]:
+    item.stash[_SPARES] = sum(_keeps_changes(i) for i in (item, nextitem) if i is not None)
     with nullcontext() if needs_database(item) else offline():
         return (yield)
+
+
+def _keeps_changes(item: pytest.Item) -> bool:
+    """Whether a test is likely to want its database replaced: any that is not rolled back."""
+    if not needs_database(item):
+        return False
+    rolled_back = "db_session" in getattr(item, "fixturenames", ())
+    return not rolled_back or item.get_closest_marker("own_database") is not None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -135,9 +151,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> None:
     if needs_database(item):
-        own = item.get_closest_marker("own_database") is not None
-        rolls_back = "db_session" in getattr(item, "fixturenames", ()) and not own
-        item.config.stash[HARNESS].before_call(rolls_back=rolls_back)
+        item.config.stash[HARNESS].before_call(spares=item.stash[_SPARES])
     tasks.watch(item)
 
 

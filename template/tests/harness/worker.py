@@ -11,7 +11,9 @@ sessions of each database.
 from __future__ import annotations
 
 import itertools
+import threading
 import time
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -57,9 +59,12 @@ class WorkerDatabase:
         self._sessions = 0
         self._oid = 0
         self._numbers = itertools.count(1)
-        self._spare: Future[str] | None = None
-        self._background = ThreadPoolExecutor(1, thread_name_prefix="tests.harness")
-        self._background_connection: Connection | None = None
+        self._spares: deque[Future[str]] = deque()
+        # One thread makes databases, the other drops them: neither waits for the other.
+        self._makers = ThreadPoolExecutor(1, thread_name_prefix="tests.harness make")
+        self._droppers = ThreadPoolExecutor(1, thread_name_prefix="tests.harness drop")
+        self._threads = threading.local()
+        self._background_connections: list[Connection] = []
         self._chores: list[Future[None]] = []
 
     def open(self) -> None:
@@ -110,10 +115,10 @@ class WorkerDatabase:
                 )
             )
 
-    def prefetch(self) -> None:
-        """Begin to make a spare clone, if there is none."""
-        if self._spare is None:
-            self._spare = self._background.submit(self._make_spare)
+    def prefetch(self, spares: int = 1) -> None:
+        """Begin to make spare clones, up to so many in all."""
+        while len(self._spares) < spares:
+            self._spares.append(self._makers.submit(self._make_spare))
 
     def touched(self) -> bool:
         """Whether anybody but the harness connected since the database was new."""
@@ -147,14 +152,12 @@ class WorkerDatabase:
         """
         begun = time.perf_counter()
         self.prefetch()
-        assert self._spare is not None
-        spare = self._spare.result()
-        self._spare = None
+        spare = self._spares.popleft().result()
         old = f"app_{'k' if keep else 'd'}_{self._environment.run}_{self._environment.worker}_{next(self._numbers)}"
         self._swap(old, spare)
         if not keep:
             self._chores = [chore for chore in self._chores if not chore.done()]
-            self._chores.append(self._background.submit(self._drop_in_background, old))
+            self._chores.append(self._droppers.submit(self._drop_in_background, old))
         self.generation += 1
         self.watch()
         self.statistics.replaced += 1
@@ -184,11 +187,12 @@ class WorkerDatabase:
 
     def close(self) -> None:
         """Drop what belongs to this worker, but for what was kept."""
-        self._background.shutdown(wait=True)
-        for chore in self._chores:
+        for threads in (self._makers, self._droppers):
+            threads.shutdown(wait=True)
+        for chore in (*self._chores, *self._spares):
             chore.result()
-        if self._background_connection is not None:
-            self._background_connection.close()
+        for connection in self._background_connections:
+            connection.close()
         mine = [
             d
             for d in databases.ours(self._connection)
@@ -219,9 +223,11 @@ class WorkerDatabase:
         )
 
     def _in_background(self) -> Connection:
-        if self._background_connection is None:
-            self._background_connection = databases.connect(self._environment)
-        return self._background_connection
+        if not hasattr(self._threads, "connection"):
+            self._threads.connection = databases.connect(self._environment)
+            self._background_connections.append(self._threads.connection)
+        connection: Connection = self._threads.connection
+        return connection
 
     def _make_spare(self) -> str:
         name = f"app_s_{self._suffix}_{next(self._numbers)}"
