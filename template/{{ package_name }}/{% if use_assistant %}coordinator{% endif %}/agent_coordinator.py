@@ -68,12 +68,14 @@ class AgentCoordinator:
         are recorded for them and not answered by the machine.
 
         Raises:
-            ValueError: the message is empty or too long.
+            ValueError: the message is empty, too long, or nothing that Postgres can store.
             NotFound: there is no such customer, or the conversation is another customer's.
             Unavailable: the database can't be reached.
         """
         if not message.strip() or len(message) > self._tools.config.max_characters:
             raise ValueError("the message is empty or too long")
+        if "\0" in message:
+            raise ValueError("the message holds a NUL character")
         async with self._tools.sessions() as session, session.begin():
             service = ConversationService(session)
             conversation = await service.open_conversation(customer_id, conversation_id)

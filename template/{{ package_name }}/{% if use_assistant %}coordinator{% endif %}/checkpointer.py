@@ -9,10 +9,10 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg import AsyncConnection, OperationalError
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool
-from sqlalchemy import make_url
 
 from ..config import settings
 from ..exceptions import Unavailable
+from .database_url import psycopg_arguments
 
 Connection = AsyncConnection[DictRow]
 Pool = AsyncConnectionPool[Connection]
@@ -21,29 +21,8 @@ _LOCK = 0x1A466A9B  # of this module; any number that nobody else uses
 _LOCK_PATIENCE = 60.0
 
 
-def connection_arguments(database_url: str) -> dict[str, Any]:
-    """What SQLAlchemy would give to asyncpg, in psycopg's words.
-
-    SQLAlchemy reads the URL, so that socket directories, several hosts and escaped passwords mean
-    the same to both. Options that only asyncpg knows are left out.
-    """
-    url = make_url(database_url)
-    _, options = url.get_dialect()().create_connect_args(url)
-    names = {
-        "host": "host",
-        "port": "port",
-        "user": "user",
-        "password": "password",
-        "database": "dbname",
-        "ssl": "sslmode",
-        "passfile": "passfile",
-    }
-    arguments = {
-        theirs: ",".join(map(str, value)) if isinstance(value, list | tuple) else value
-        for ours, theirs in names.items()
-        if (value := options.get(ours)) is not None
-    }
-    return arguments | {
+def _arguments() -> dict[str, Any]:
+    return psycopg_arguments(settings.database_url) | {
         "application_name": "checkpointer",
         "connect_timeout": max(2, round(settings.database_connect_timeout)),  # libpq's least is 2
         # As the checkpointer needs them. Prepared statements don't pass transaction poolers.
@@ -56,7 +35,7 @@ def connection_arguments(database_url: str) -> dict[str, Any]:
 def make_pool(size: int) -> Pool:
     """A pool that connects when asked for a connection; open it before and close it afterwards."""
     return AsyncConnectionPool(
-        kwargs=connection_arguments(settings.database_url),
+        kwargs=_arguments(),
         connection_class=AsyncConnection[DictRow],
         min_size=0,
         max_size=size,
@@ -82,8 +61,7 @@ async def open_saver(pool: Pool | None = None) -> AsyncIterator[AsyncPostgresSav
                 await _set_up(connection)
             yield AsyncPostgresSaver(pool)
             return
-        arguments = connection_arguments(settings.database_url)
-        async with await AsyncConnection[DictRow].connect(**arguments) as connection:
+        async with await AsyncConnection[DictRow].connect(**_arguments()) as connection:
             await _set_up(connection)
             yield AsyncPostgresSaver(connection)
     except OperationalError as error:
