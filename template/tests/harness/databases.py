@@ -182,16 +182,27 @@ def describe_sessions(connection: Connection, database: str) -> str:
     return "\n".join(row[0] for row in rows)
 
 
-def deferred_constraints(environment: Environment, database: str) -> list[str]:
+def deferred_constraints(connection: Connection) -> list[str]:
     """Quoted names of the constraints that Postgres checks at COMMIT."""
-    with connect(environment, database) as inside:
-        rows = inside.execute(
-            """
-            SELECT format('%I.%I', n.nspname, c.conname)
-            FROM pg_constraint c JOIN pg_namespace n ON n.oid = c.connamespace WHERE c.condeferred
-            """
-        ).fetchall()
+    rows = connection.execute(
+        """
+        SELECT format('%I.%I', n.nspname, c.conname)
+        FROM pg_constraint c JOIN pg_namespace n ON n.oid = c.connamespace WHERE c.condeferred
+        """
+    ).fetchall()
     return [row[0] for row in rows]
+
+
+def reset_sequences(connection: Connection) -> str:
+    """SQL that sets each sequence to what it is now: a rollback does not."""
+    rows = connection.execute(
+        """
+        SELECT format('setval(%L, %s, %L)', format('%I.%I', schemaname, sequencename),
+                      coalesce(last_value, start_value), last_value IS NOT NULL)
+        FROM pg_sequences ORDER BY 1
+        """
+    ).fetchall()
+    return f"SELECT {', '.join(row[0] for row in rows)}" if rows else ""
 
 
 def hold_run(connection: Connection, run: str) -> None:

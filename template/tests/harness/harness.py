@@ -109,9 +109,9 @@ class Harness:
         self.worker = WorkerDatabase(self.environment, self._connection, self.recipe, self._say)
         self.worker.open()
         self.transaction = TestTransaction()
-        self.transaction.deferred = databases.deferred_constraints(
-            self.environment, self.environment.database
-        )
+        with databases.connect(self.environment, self.environment.database) as inside:
+            self.transaction.deferred = databases.deferred_constraints(inside)
+            self.transaction.reset_sequences = databases.reset_sequences(inside)
         self.worker.watch()
         self.header = [
             f"database: {server}",

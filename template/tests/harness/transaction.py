@@ -80,6 +80,8 @@ class TestTransaction:
         self.active = False
         self.deferred: Sequence[str] = ()
         """Quoted names of the constraints that are checked at COMMIT."""
+        self.reset_sequences = ""
+        """SQL that undoes what a rollback does not: a test finds the same numbers as any other."""
         self.prepared: dict[str, Any] = {}
         """Prepared statements of the kept connection, by their text."""
         self.configured: set[object] = set()
@@ -363,11 +365,12 @@ class TestTransaction:
     async def _roll_back(self, new_sessions: str) -> bool:
         """End the transaction; True if it was not ours any more, or somebody else connected."""
         assert self._raw is not None
-        # The first fails in any transaction but ours. Advisory locks are all that outlives the
-        # second. The last one's status counts its rows: the answer takes no further round trip.
+        # The first fails in any transaction but ours. Sequences and advisory locks are all that
+        # outlives the second. The last one's status counts its rows: the answer costs no round trip.
         commands = [
             *([] if self._doubtful else ["ROLLBACK TO SAVEPOINT h1"]),
             "ROLLBACK",
+            *([self.reset_sequences] if self.reset_sequences else []),
             "SELECT pg_advisory_unlock_all()",
             f"SELECT FROM generate_series(1, {new_sessions})",
         ]
