@@ -18,7 +18,7 @@ from tests.support.environment import hermetic_environment
 from tests.support.once import made_once, until_the_last
 from tests.support.project import Project, render
 from tests.support.template import clone_working_tree
-from tests.variants import COMBINATIONS, VARIANTS, Variant
+from tests.variants import COMBINATIONS, LEAN, VARIANTS, Variant
 
 Render = Callable[..., Project]
 
@@ -101,6 +101,13 @@ def shared_render(shared: Path, template: Path, answers: dict[str, Any], python:
 def variant(request: pytest.FixtureRequest) -> Variant:
     """Each of the variants that are tested in full, in turn."""
     return VARIANTS[request.param]
+
+
+@pytest.fixture
+def lean(rendered: Render, tmp_path: Path) -> Iterator[Project]:
+    """A project with few features of this test's own, to be changed at will."""
+    yield rendered(**LEAN).copy_to(tmp_path / "lean")
+    remove_clusters(tmp_path)
 
 
 @pytest.fixture

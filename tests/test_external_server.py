@@ -12,7 +12,6 @@ import pytest
 from tests.conftest import Render
 from tests.support import postgres
 from tests.support.project import Project
-from tests.test_service_suite import golden_story
 from tests.variants import ONE_FILE, VARIANTS
 
 
@@ -45,8 +44,8 @@ def test_suite_is_green_and_touches_nothing_foreign(url: str, project: Project) 
     env = {"TEST_DATABASE_URL": url}
     query(project, url, "CREATE DATABASE app_w_precious")
     passed = VARIANTS["defaults"].passed
-    assert "built" in golden_story(project.pytest(env=env, passed=passed))
-    assert golden_story(project.pytest("-n", "2", env=env, passed=passed)) == "reused"
+    assert "built" in project.pytest(env=env, passed=passed).golden()[1]
+    assert project.pytest("-n", "2", env=env, passed=passed).golden()[1] == "reused"
     databases = query(project, url, "SELECT datname FROM pg_database WHERE datname ~ '^app'")
     assert "app_w_precious" in databases
     assert len(databases) == 2, "but for that one, the golden database alone stays"

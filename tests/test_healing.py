@@ -5,85 +5,94 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
 from tests.support import embedded
 from tests.support.command import overlaid
 from tests.support.machine import MARK, kill, linux_only, new_mark, started_with
-from tests.support.project import Project
-from tests.test_service_suite import golden_story
-from tests.variants import ONE_FILE
+from tests.support.project import Outcome, Project
 
-FILES, PASSED = ONE_FILE
+# A test that sees what the seed commands stored.
+PROBE = """\
+from sqlalchemy import func, select
+
+from app.models import Customer, KnowledgeChunk
+
+
+async def test_database_is_seeded(db_session):
+    for model in (Customer, KnowledgeChunk):
+        assert await db_session.scalar(select(func.count()).select_from(model)) > 1
+    assert "Mallory" not in await db_session.scalars(select(Customer.full_name))
+"""
+
+# A plugin of LangChain's, which takes a second of each start.
+OPTIONS = ["--no-cov", "-p", "no:langsmith_plugin", "tests/test_probe.py"]
+
+# What is done to the golden database behind the harness's back, and what the header names.
+DAMAGES = {
+    "DROP TABLE customers CASCADE": "customers",
+    "DELETE FROM knowledge_chunks": "knowledge_chunks",
+    "UPDATE customers SET full_name = 'Mallory'": "customers",
+    "ALTER TABLE customers ADD COLUMN stray text": "customers",
+}
 
 
 @pytest.fixture
-def seeded(project: Project) -> Project:
-    """A project of this test's own whose golden database is there."""
-    assert "built" in next_run(project)
-    return project
+def probed(lean: Project) -> Project:
+    """A project that only runs the probe."""
+    (lean.path / "tests" / "test_probe.py").write_text(PROBE)
+    return lean
 
 
-def next_run(project: Project) -> str:
-    """Run some tests, green, and return what the header says about the golden database."""
-    return golden_story(project.pytest(*FILES, passed=PASSED))
+def next_run(project: Project) -> Outcome:
+    """Run the probe, green."""
+    return project.pytest(*OPTIONS, passed=1)
 
 
-def edit(path: Path, old: str, new: str) -> None:
-    """Replace a text that a file holds once."""
-    text = path.read_text()
-    assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {path}"
-    path.write_text(text.replace(old, new))
+def test_damaged_golden_database_is_built_anew(probed: Project) -> None:
+    golden, story = next_run(probed).golden()
+    assert re.fullmatch(r"built in [\d.]+ s: there was none", story)
+    for statement, what in DAMAGES.items():
+        embedded.damage(probed, golden, statement)
+        golden, story = next_run(probed).golden()
+        assert re.fullmatch(rf"built in .*: .*damaged.*{what}.*", story), statement
+    assert next_run(probed).golden() == (golden, "reused")
 
 
-@pytest.mark.parametrize(
-    ("statement", "what"),
-    [
-        ("DROP TABLE customers CASCADE", "customers"),
-        ("DELETE FROM knowledge_chunks", "knowledge_chunks"),
-        ("UPDATE customers SET full_name = 'Mallory'", "customers"),
-        ("ALTER TABLE customers ADD COLUMN stray text", "customers"),
-        ("CREATE TABLE stray (id int)", "stray"),
-    ],
-)
-def test_damaged_golden_database_is_built_anew(statement: str, what: str, seeded: Project) -> None:
-    embedded.damage(seeded, statement)
-    story = next_run(seeded)
-    assert story.startswith("built in ")
-    assert "damaged" in story
-    assert what in story
-    assert next_run(seeded) == "reused"
+def test_edited_sources_are_noticed(probed: Project) -> None:
+    next_run(probed)
+    for name in ("app/seed_database.py", "ingest.py", "knowledge/new.md"):
+        source = probed.path / name
+        before = source.read_text() if source.exists() else "# New\n\nA page.\n"
+        source.write_text(f"{before}# edited\n")
+        _, story = next_run(probed).golden()
+        assert re.fullmatch(rf"built in .*: .*{name.partition('/new')[0]}.* changed", story)
+    (probed.path / "ingest.py").touch()
+    assert next_run(probed).golden()[1] == "reused", "the time of a file says nothing"
 
 
-def test_edited_model_is_noticed(seeded: Project) -> None:
-    model = seeded.package / "models" / "customer.py"
-    edit(model, "    full_name: ", "    nickname: Mapped[str | None]\n    full_name: ")
-    assert re.search(r"built in .*: .*changed", next_run(seeded))
-    assert next_run(seeded) == "reused"
-
-
-@pytest.mark.parametrize("name", ["app/seed_database.py", "ingest.py", "knowledge/new.md"])
-def test_edited_seed_is_noticed(name: str, seeded: Project) -> None:
-    path = seeded.path / name
-    before = path.read_text() if path.exists() else "# A new page\n\nWith a text.\n"
-    path.write_text(f"{before}# edited\n")
-    assert re.search(rf"built in .*: .*{name}.*changed", next_run(seeded))
-    path.write_text(f"{before}# edited\n")
-    assert next_run(seeded) == "reused", "the time of a file says nothing"
+def test_edited_model_is_noticed(probed: Project) -> None:
+    next_run(probed)
+    model = probed.package / "models" / "customer.py"
+    column = "    full_name: "
+    assert model.read_text().count(column) == 1
+    edited = model.read_text().replace(column, f"    nickname: Mapped[str | None]\n{column}")
+    model.write_text(edited)
+    _, story = next_run(probed).golden()
+    assert re.fullmatch(r"built in .*: .*the models.* changed", story)
 
 
 @linux_only
 @pytest.mark.parametrize("with_server", [False, True], ids=["run", "run and server"])
-def test_run_killed_while_it_seeds_is_healed(with_server: bool, project: Project) -> None:
-    seeder = project.package / "seed_database.py"
+def test_run_killed_while_it_seeds_is_healed(with_server: bool, probed: Project) -> None:
+    seeder = probed.package / "seed_database.py"
     slow = "import os, time\n\ntime.sleep(float(os.environ.get('SLEEP', '0')))\n"
     seeder.write_text(slow + seeder.read_text())
     mark = new_mark()
     run = subprocess.Popen(
-        [str(project.python), "-m", "pytest", *FILES],
-        cwd=project.path,
+        [str(probed.python), "-m", "pytest", *OPTIONS],
+        cwd=probed.path,
         env=overlaid({MARK: mark, "SLEEP": "600"}),
         stdout=subprocess.DEVNULL,
     )
@@ -91,11 +100,11 @@ def test_run_killed_while_it_seeds_is_healed(with_server: bool, project: Project
         wait_for_process(mark, "seed_database")
         kill(started_with(mark) if with_server else [run.pid])
         run.wait()
-        outcome = project.pytest(*FILES, passed=PASSED)
-        assert golden_story(outcome).endswith("there was none")
-        assert outcome.line("swept: 1 ")
-        assert all(name.startswith("app_g_") for name in embedded.databases(project))
-        assert next_run(project) == "reused"
+        outcome = next_run(probed)
+        golden, story = outcome.golden()
+        assert story.endswith("there was none")
+        assert "swept: 1 " in outcome.output
+        assert embedded.databases(probed) == [golden]
     finally:
         kill(started_with(mark))
 

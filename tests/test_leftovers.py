@@ -54,8 +54,8 @@ def test_nothing_runs_or_lies_about_afterwards(
     assert all(name.startswith("app_g_") for name in embedded.databases(project))
 
 
-def test_failed_test_leaves_its_database_and_says_where(project: Project) -> None:
-    (project.path / "tests" / "test_fails.py").write_text(
+def test_failed_test_leaves_its_database_and_says_where(lean: Project) -> None:
+    (lean.path / "tests" / "test_fails.py").write_text(
         "import pytest\n"
         "from sqlalchemy import text\n\n\n"
         "@pytest.mark.own_database\n"
@@ -64,10 +64,10 @@ def test_failed_test_leaves_its_database_and_says_where(project: Project) -> Non
         "    await db_session.commit()\n"
         "    assert False\n"
     )
-    outcome = project.pytest("tests/test_fails.py", status=1, failed=1)
-    (kept,) = (name for name in embedded.databases(project) if name.startswith("app_k_"))
+    outcome = lean.pytest("--no-cov", "tests/test_fails.py", status=1, failed=1)
+    (kept,) = (name for name in embedded.databases(lean) if name.startswith("app_k_"))
     assert f"python -m tests.harness psql {kept}" in outcome.output
-    assert embedded.execute(project, "SELECT count(*) FROM evidence", database=kept) == [[0]]
+    assert embedded.execute(lean, (kept, "SELECT count(*) FROM evidence")) == [[0]]
 
 
 def test_unit_tests_start_nothing_and_connect_to_nothing(

@@ -50,6 +50,9 @@ VARIANTS = {
 # A file of the defaults, alone, and how many tests it has.
 ONE_FILE = (["tests/integration/test_customers.py"], 53)
 
+# Quick to start, yet with a seeder, `ingest.py` and vectors: for tests that run it often.
+LEAN = {"use_auth": False, "use_redis": False, "use_assistant": False}
+
 # Answers whose renders pass everything that does not run them: each combination of the features,
 # named for those that are off, and names of many kinds of letters.
 COMBINATIONS: dict[str, Mapping[str, Any]] = {

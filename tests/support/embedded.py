@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -23,9 +22,8 @@ from tests.harness import databases, environment, server
 embedded = server.EmbeddedServer(environment.current.home)
 embedded.start()
 try:
-    with databases.connect(environment.current, sys.argv[1]) as connection:
-        rows = []
-        for statement in sys.argv[2:]:
+    for database, statement in json.loads(sys.argv[1]):
+        with databases.connect(environment.current, database) as connection:
             cursor = connection.execute(statement)
             rows = cursor.fetchall() if cursor.description else []
 finally:
@@ -34,9 +32,12 @@ print("rows:", json.dumps(rows))
 """
 
 
-def execute(project: Project, *statements: str, database: str = "postgres") -> list[list[Any]]:
-    """Run SQL on the project's embedded server. Returns the rows of the last statement."""
-    done = project.run(project.python, "-c", _EXECUTE, database, *statements)
+def execute(project: Project, *statements: tuple[str, str]) -> list[list[Any]]:
+    """Run pairs of a database's name and SQL on the project's embedded server.
+
+    Returns the rows of the last statement.
+    """
+    done = project.run(project.python, "-c", _EXECUTE, json.dumps(statements))
     (rows,) = (line for line in done.output.splitlines() if line.startswith("rows: "))
     found: list[list[Any]] = json.loads(rows.removeprefix("rows: "))
     return found
@@ -44,16 +45,18 @@ def execute(project: Project, *statements: str, database: str = "postgres") -> l
 
 def databases(project: Project) -> list[str]:
     """Names of the databases that the harness made on the project's server."""
-    rows = execute(project, "SELECT datname FROM pg_database WHERE datname ~ '^app_' ORDER BY 1")
-    return [name for (name,) in rows]
+    query = "SELECT datname FROM pg_database WHERE datname ~ '^app_' ORDER BY 1"
+    return [name for (name,) in execute(project, ("postgres", query))]
 
 
-def damage(project: Project, *statements: str) -> None:
-    """Change the golden database behind the harness's back."""
-    (golden,) = (name for name in databases(project) if name.startswith("app_g_"))
-    execute(project, f"ALTER DATABASE {golden} ALLOW_CONNECTIONS true")
-    execute(project, *statements, database=golden)
-    execute(project, f"ALTER DATABASE {golden} ALLOW_CONNECTIONS false")
+def damage(project: Project, golden: str, statement: str) -> None:
+    """Change a golden database behind the harness's back."""
+    execute(
+        project,
+        ("postgres", f"ALTER DATABASE {golden} ALLOW_CONNECTIONS true"),
+        (golden, statement),
+        ("postgres", f"ALTER DATABASE {golden} ALLOW_CONNECTIONS false"),
+    )
 
 
 def remove_clusters(below: Path) -> None:
@@ -61,7 +64,7 @@ def remove_clusters(below: Path) -> None:
 
     It keeps that in memory where it can: tens of megabytes for each project.
     """
-    for base in (Path("/dev/shm"), Path(tempfile.gettempdir()), Path(os.environ["XDG_CACHE_HOME"])):
+    for base in (Path("/dev/shm"), Path(tempfile.gettempdir())):
         for project in base.glob("pytest-harness-*/*/project"):
             if Path(project.read_text()).is_relative_to(below):
                 shutil.rmtree(project.parent)

@@ -32,12 +32,10 @@ class Outcome:
     output: str
     counts: dict[str, int]
 
-    def line(self, start: str) -> str:
-        """The first line of output that begins with `start`."""
-        for line in self.output.splitlines():
-            if line.startswith(start):
-                return line
-        raise AssertionError(f"no line of the output begins with {start!r}")
+    def golden(self) -> tuple[str, str]:
+        """What the header says: the golden database's name, and how it came to be there."""
+        (found,) = set(re.findall(r"golden: (\w+), (.*)$", self.output, re.MULTILINE))
+        return found[0], found[1]
 
 
 @dataclass(frozen=True)
