@@ -151,7 +151,7 @@ class TestTransaction:
                 async with asyncio.timeout(_PATIENCE):
                     touched = await self._roll_back(new_sessions)
             except (TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-                self._stale = True
+                self._stale = touched = True
                 problems.append(f"The test's transaction could not be rolled back: {error!r}")
         if self._ended:
             problems.append(self._ended)

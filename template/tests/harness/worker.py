@@ -121,8 +121,11 @@ class WorkerDatabase:
             self._spares.append(self._makers.submit(self._make_spare))
 
     def touched(self) -> bool:
-        """Whether anybody but the harness connected since the database was new."""
-        row = self._connection.execute(f"SELECT {self.new_sessions}").fetchone()
+        """Whether anybody but the harness connected since the database was new, or took it away."""
+        row = self._connection.execute(
+            f"SELECT {self.new_sessions} FROM pg_database WHERE oid = %s AND datname = %s",
+            (self._oid, self.name),
+        ).fetchone()
         return row != (0,)
 
     @property
