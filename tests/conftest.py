@@ -17,8 +17,9 @@ from tests.support.embedded import remove_clusters
 from tests.support.environment import hermetic_environment
 from tests.support.once import made_once, until_the_last
 from tests.support.project import Project, render
+from tests.support.small import Small, small_service
 from tests.support.template import clone_working_tree
-from tests.variants import COMBINATIONS, LEAN, VARIANTS, Variant
+from tests.variants import ALL_OFF, COMBINATIONS, LEAN, VARIANTS, Variant
 
 Render = Callable[..., Project]
 
@@ -108,6 +109,30 @@ def lean(rendered: Render, tmp_path: Path) -> Iterator[Project]:
     """A project with few features of this test's own, to be changed at will."""
     yield rendered(**LEAN).copy_to(tmp_path / "lean")
     remove_clusters(tmp_path)
+
+
+@pytest.fixture
+def small(rendered: Render, tmp_path: Path) -> Iterator[Small]:
+    """A service with five quick tests, to be broken at will. Nothing of it is left afterwards."""
+    with small_service(rendered(**ALL_OFF), tmp_path / "small") as service:
+        yield service
+    remove_clusters(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def complete(shared: Path, rendered: Render) -> dict[str, Any]:
+    """The digest of what a build from nothing gives in a small service."""
+
+    def build(directory: Path) -> None:
+        directory.mkdir()
+        with small_service(rendered(**ALL_OFF), directory / "small") as service:
+            service.green()
+            (held,) = service.report().held
+        (directory / "digest.json").write_text(json.dumps(held))
+
+    directory = made_once(shared / "complete", build)
+    found: dict[str, Any] = json.loads((directory / "digest.json").read_text())
+    return found
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import Render
 from tests.support import postgres
 from tests.support.project import Project
-from tests.variants import ONE_FILE, VARIANTS
+from tests.variants import DEFAULTS, LLM, ONE_FILE, VARIANTS
 
 
 def server(*, pgvector: bool) -> Iterator[str]:
@@ -43,9 +43,9 @@ def plain_url() -> Iterator[str]:
 def test_suite_is_green_and_touches_nothing_foreign(url: str, project: Project) -> None:
     env = {"TEST_DATABASE_URL": url}
     query(project, url, "CREATE DATABASE app_w_precious")
-    passed = VARIANTS["defaults"].passed
-    assert "built" in project.pytest(env=env, passed=passed).golden()[1]
-    assert project.pytest("-n", "2", env=env, passed=passed).golden()[1] == "reused"
+    counts = {"passed": DEFAULTS.passed, "skipped": LLM}
+    assert "built" in project.pytest(env=env, **counts).golden()[1]
+    assert project.pytest("-n", "2", env=env, **counts).golden()[1] == "reused"
     databases = query(project, url, "SELECT datname FROM pg_database WHERE datname ~ '^app'")
     assert "app_w_precious" in databases
     assert len(databases) == 2, "but for that one, the golden database alone stays"
@@ -57,7 +57,7 @@ def test_service_without_pgvector_needs_a_server_without_it(
 ) -> None:
     variant = VARIANTS["no pgvector"]
     service = rendered(**variant.answers)
-    service.pytest(env={"TEST_DATABASE_URL": plain_url}, passed=variant.passed)
+    service.pytest(env={"TEST_DATABASE_URL": plain_url}, passed=variant.passed, skipped=LLM)
 
 
 def test_missing_pgvector_is_explained(plain_url: str, project: Project) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.support import embedded
 from tests.support.machine import MARK, lying_in, new_mark, started_with
 from tests.support.project import Project
-from tests.variants import ONE_FILE, VARIANTS
+from tests.variants import DEFAULTS, LLM, ONE_FILE
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
 
@@ -47,7 +47,7 @@ def test_nothing_runs_or_lies_about_afterwards(
     project.run("git", "add", "--all")
     project.run("git", "commit", "--quiet", "--message", "Scaffold")
     mark = new_mark()
-    project.pytest(*workers, env={**folders, MARK: mark}, passed=VARIANTS["defaults"].passed)
+    project.pytest(*workers, env={**folders, MARK: mark}, passed=DEFAULTS.passed, skipped=LLM)
     assert not started_with(mark)
     assert not lying_in(*(Path(folder) for folder in folders.values() if folder))
     assert not project.run("git", "status", "--porcelain").output
@@ -75,7 +75,7 @@ def test_unit_tests_start_nothing_and_connect_to_nothing(
 ) -> None:
     (tmp_path / "alarm.py").write_text(ALARM)
     env = {**folders, "PYTHONPATH": str(tmp_path)}
-    project.pytest("-p", "alarm", "-m", "unit", env=env, passed=VARIANTS["defaults"].unit)
+    project.pytest("-p", "alarm", "-m", "unit", env=env, passed=DEFAULTS.unit)
     assert not lying_in(*(Path(folder) for folder in folders.values() if folder))
     files, _ = ONE_FILE
     red = project.tool("pytest", "-p", "alarm", *files, env=env, status=None)
