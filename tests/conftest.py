@@ -15,6 +15,7 @@ import pytest
 from tests.support.command import run
 from tests.support.embedded import remove_clusters
 from tests.support.environment import hermetic_environment
+from tests.support.machine import kill, started_with
 from tests.support.once import made_once, until_the_last
 from tests.support.project import Project, render
 from tests.support.small import Small, small_service
@@ -111,28 +112,32 @@ def lean(rendered: Render, tmp_path: Path) -> Iterator[Project]:
     remove_clusters(tmp_path)
 
 
-@pytest.fixture
-def small(rendered: Render, tmp_path: Path) -> Iterator[Small]:
-    """A service with five quick tests, to be broken at will. Nothing of it is left afterwards."""
-    with small_service(rendered(**ALL_OFF), tmp_path / "small") as service:
-        yield service
-    remove_clusters(tmp_path)
-
-
 @pytest.fixture(scope="session")
-def complete(shared: Path, rendered: Render) -> dict[str, Any]:
-    """The digest of what a build from nothing gives in a small service."""
+def broken(
+    rendered: Render, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Small, dict[str, Any]]]:
+    """The service of `small`, and what a build from nothing gives in it."""
+    directory = tmp_path_factory.mktemp("small")
+    with small_service(rendered(**ALL_OFF), directory / "service") as service:
+        service.green()
+        with service.console() as console:
+            (complete,) = console.look().held.values()
+        service.seedings()
+        yield service, complete
+    remove_clusters(directory)
 
-    def build(directory: Path) -> None:
-        directory.mkdir()
-        with small_service(rendered(**ALL_OFF), directory / "small") as service:
-            service.green()
-            (held,) = service.report().held
-        (directory / "digest.json").write_text(json.dumps(held))
 
-    directory = made_once(shared / "complete", build)
-    found: dict[str, Any] = json.loads((directory / "digest.json").read_text())
-    return found
+@pytest.fixture
+def small(broken: tuple[Small, Any]) -> Iterator[Small]:
+    """A service with five quick tests, to be broken. What breaks it next finds it as it is left."""
+    yield broken[0]
+    kill(started_with(broken[0].mark))
+
+
+@pytest.fixture
+def complete(broken: tuple[Small, Any]) -> Any:
+    """What `Small.healed` compares with."""
+    return broken[1]
 
 
 @pytest.fixture

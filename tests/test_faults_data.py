@@ -1,0 +1,47 @@
+"""FAULTS 1, 2, 12, 13: what is done to the databases, between runs and during one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.small import Small
+
+LOSSES = {
+    "emptied": "DROP SCHEMA public CASCADE",
+    "no rows": "DELETE FROM customers",
+    "a row missing": "DELETE FROM customers WHERE id = 3",
+    "a sequence moved": "ALTER SEQUENCE customers_id_seq RESTART 77",
+    "an index missing": "DROP INDEX ix_customers_created_at_id",
+}
+
+CHANGES = {
+    "dropped": "DROP DATABASE {}",
+    "renamed": "ALTER DATABASE {} RENAME TO app_mine",
+    "opened": "ALTER DATABASE {} ALLOW_CONNECTIONS true",
+    "no comment": "COMMENT ON DATABASE {} IS 'hello'",
+    "another comment": "COMMENT ON DATABASE {} IS '{{\"fingerprint\": 1}}'",
+    "half dropped": "UPDATE pg_database SET datconnlimit = -2 WHERE datname = '{}'",
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_golden_database_that_lost_something(loss: str, small: Small, complete: Any) -> None:
+    with small.console() as console:
+        golden = console.golden()
+        console.sql(f"ALTER DATABASE {golden} ALLOW_CONNECTIONS true")
+        console.sql(LOSSES[loss], database=golden)
+        console.sql(f"ALTER DATABASE {golden} ALLOW_CONNECTIONS false")
+    small.healed(complete)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_golden_database_that_is_not_as_published(change: str, small: Small, complete: Any) -> None:
+    with small.console() as console:
+        golden = console.golden()
+        console.sql(f"ALTER DATABASE {golden} IS_TEMPLATE false")
+        console.sql(CHANGES[change].format(golden))
+    small.healed(complete, also={"app_mine"} if change == "renamed" else None)
+    with small.console() as console:
+        console.sql("DROP DATABASE IF EXISTS app_mine")
