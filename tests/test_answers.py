@@ -42,9 +42,9 @@ REFUSED = [
     ("package_name", "sqlalchemy", "as a library"),
     ("package_name", "redis", "as a library"),
     ("package_name", "langgraph", "as a library"),
-    ("package_name", "tests", "another file or directory"),
-    ("package_name", "migrations", "another file or directory"),
-    ("package_name", "ingest", "another file or directory"),
+    ("package_name", "tests", "another file, directory or database"),
+    ("package_name", "migrations", "another file, directory or database"),
+    ("package_name", "ingest", "another file, directory or database"),
 ]
 
 

@@ -13,7 +13,7 @@ LOSSES = {
     "no rows": "DELETE FROM customers",
     "a row missing": "DELETE FROM customers WHERE id = 3",
     "a sequence moved": "ALTER SEQUENCE customers_id_seq RESTART 77",
-    "an index missing": "DROP INDEX ix_customers_created_at_id",
+    "a constraint missing": "ALTER TABLE customers DROP CONSTRAINT uq_customers_email",
 }
 
 CHANGES = {

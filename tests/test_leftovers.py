@@ -13,16 +13,24 @@ from tests.variants import DEFAULTS, LLM, ONE_FILE
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
 
-# Loaded by `-p` into the rendered service's pytest: whoever starts a process or connects, fails.
+# Loaded by `-p` into the rendered service's pytest: whoever starts a process fails, and whoever
+# connects to anything but a socket of the test's own, or where nobody listens.
 ALARM = """\
 import sys
 
-FORBIDDEN = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "os.exec",
-             "socket.connect")
+FORBIDDEN = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "os.exec")
+NOBODY = ("127.0.0.1", 1)
+bound = []
 
 
 def alarm(event, arguments):
-    if event in FORBIDDEN:
+    if event == "socket.bind":
+        bound.append(arguments[0])
+    elif event == "socket.connect":
+        own = [socket.getsockname() for socket in bound if socket.fileno() != -1]
+        if arguments[1] not in [*own, NOBODY]:
+            raise AssertionError(f"{event}{arguments} during a run of unit tests")
+    elif event in FORBIDDEN:
         raise AssertionError(f"{event}{arguments} during a run of unit tests")
 
 

@@ -35,7 +35,9 @@ def test_render_is_clean_text(combination: Project) -> None:
 
 def test_harness_is_the_same_in_each_render(combination: Project, template: Path) -> None:
     source = template / "template"
-    ours = {p.relative_to(source).as_posix(): p for p in (source / HARNESS).rglob("*.py")}
+    ours = {
+        p.relative_to(source).as_posix(): p for p in (source / HARNESS).rglob("*") if p.is_file()
+    }
     theirs = {name: path for name, path in combination.files() if name.startswith(f"{HARNESS}/")}
     assert ours.keys() == theirs.keys(), "files of the harness are copied, never rendered"
     changed = [name for name in ours if ours[name].read_bytes() != theirs[name].read_bytes()]
@@ -60,7 +62,8 @@ def test_names_are_used_everywhere(rendered: Render) -> None:
         f"{name}: {line.strip()}"
         for name, text in texts(project)
         for line in text.splitlines()
-        if default.search(line) and not re.search(r"\bapp\.\w+\(|\bapp\.state\b|self\.app\b", line)
+        if default.search(line)
+        and not re.search(r"\bapp\.\w+\(|\bapp\.(?:state|router)\b|self\.app\b", line)
     ]
     assert not stray, "\n".join(stray)
     assert OTHER_NAMES["project_name"] in (project.path / "README.md").read_text()

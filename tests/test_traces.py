@@ -23,7 +23,8 @@ WORDS = {
 # Lines that hold such a word and do not come from the feature.
 ALLOWED = {
     "use_auth": [
-        r"Authorization.*api_key",  # of the embedding service
+        r"Authorization.*api_key",  # of the embedding service, and of the model's
+        r"headers\[\"Authorization\"\]\)|authorization: bearer a-key",
         r"hosts?, authors|authority",
     ],
     "use_redis": [],

@@ -43,13 +43,13 @@ LLM = 4
 
 # One feature off each, all on and all off: every pair of answers to two features is among them.
 VARIANTS = {
-    "defaults": Variant(325, 181, skipped=LLM),
-    "no auth": Variant(298, 144, skipped=LLM, answers={"use_auth": False}),
-    "no redis": Variant(322, 174, skipped=LLM, answers={"use_redis": False}),
-    "no pgvector": Variant(308, 181, skipped=LLM, answers={"use_pgvector": False}),
-    "no assistant": Variant(147, 125, answers={"use_assistant": False}),
-    "all off": Variant(93, 72, answers=dict.fromkeys(FEATURES, False)),
-    "other names": Variant(325, 181, skipped=LLM, answers=OTHER_NAMES),
+    "defaults": Variant(338, 183, skipped=LLM),
+    "no auth": Variant(311, 146, skipped=LLM, answers={"use_auth": False}),
+    "no redis": Variant(335, 176, skipped=LLM, answers={"use_redis": False}),
+    "no pgvector": Variant(321, 183, skipped=LLM, answers={"use_pgvector": False}),
+    "no assistant": Variant(160, 127, answers={"use_assistant": False}),
+    "all off": Variant(106, 74, answers=dict.fromkeys(FEATURES, False)),
+    "other names": Variant(338, 183, skipped=LLM, answers=OTHER_NAMES),
 }
 DEFAULTS = VARIANTS["defaults"]
 

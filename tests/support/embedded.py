@@ -77,7 +77,7 @@ import tests
 from tests.harness import databases, environment, server, valkey
 
 current = environment.current
-postgres, redis = server.EmbeddedServer(current.home), valkey.RedisServer(current)
+postgres, redis = server.EmbeddedServer(current.home), valkey.EmbeddedRedis(current)
 postgres.start()
 redis.start()
 try:

@@ -21,7 +21,15 @@ ANSWERS_FILE = ".copier-answers.yml"
 SUMMARY = re.compile(r"^=* ?(?P<counts>(?:\d+ [a-z]+,? ?)+) in [\d.]+s", re.MULTILINE)
 
 # Made by a run, not by the render.
-BYPRODUCTS = {".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", "__pycache__"}
+BYPRODUCTS = {
+    ".coverage",
+    ".git",
+    ".venv",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".pytest_cache",
+    "__pycache__",
+}
 
 
 @dataclass(frozen=True)

@@ -192,8 +192,10 @@ class WorkerDatabase:
         """Drop what belongs to this worker, but for what was kept."""
         for threads in (self._makers, self._droppers):
             threads.shutdown(wait=True)
-        for chore in (*self._chores, *self._spares):
+        for chore in self._chores:
             chore.result()
+        for spare in self._spares:
+            spare.result()
         for connection in self._background_connections:
             connection.close()
         mine = [
