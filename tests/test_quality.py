@@ -11,7 +11,7 @@ from tests.support.once import locked
 from tests.support.project import Project
 
 VIOLATIONS = {
-    "format": ("x = {  'a':1 }\n", "Would reformat"),
+    "format": ("x = {  'a':1 }\n", "would be reformatted"),
     "lint": ("import os\n", "F401"),
     "types": ('def double(n: int) -> int:\n    return "2" * n\n', "return-value"),
     "untyped": ("def double(n):  # type: ignore\n    return n\n", "unused-ignore"),
