@@ -16,11 +16,13 @@ define HELP
 make service DEST=../my-service    a new service with the default answers, and its tests
                                    other answers: ANSWERS="-d use_redis=false -d ci=gitlab"
 make test                          the template's own tests (ARGS="-x -k update" goes to pytest)
+make test-faults                   those that take minutes: kill sweeps, many seeds, each combination
+make bench                         what a test costs in each mode, beside the usual patterns
 make check                         formatter, linters and type checker over the template's own files
 make format                        format and fix them
 endef
 
-.PHONY: help service test check format uv
+.PHONY: help service test test-faults bench check format uv
 help:
 	$(info $(HELP))
 	@:
@@ -45,6 +47,12 @@ service: $(UV)
 
 test: $(UV)
 	@$(WITH_SED) $(UV) run pytest $(ARGS)
+
+test-faults: $(UV)
+	@$(WITH_SED) $(UV) run pytest -m slow $(ARGS)
+
+bench: $(UV)
+	@$(WITH_SED) $(UV) run python -m benchmarks.isolation $(ARGS)
 
 check: $(UV)
 	@$(UV) run ruff format --check .

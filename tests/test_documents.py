@@ -53,7 +53,7 @@ def test_help_lists_each_target(service: Project) -> None:
         )
         assert phony
         shown = service.run("make", "-C", folder, "help").output
-        listed = re.findall(r"^make ([a-z]+)", shown, re.MULTILINE)
+        listed = re.findall(r"^make ([a-z-]+)", shown, re.MULTILINE)
         assert listed == phony[1].split()
 
 

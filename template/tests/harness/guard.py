@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
-from tests.harness.databases import Connection
 from tests.harness.environment import PORT, Environment
 from tests.harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from tests.harness.databases import Connection
 
 _SCHEMES = ("postgresql", "postgresql+asyncpg", "postgres")
 _OLDEST = 15

@@ -1,0 +1,206 @@
+"""What a test costs in each mode of a rendered service, and by the usual patterns: make bench
+
+Each contender's test does the same on the same embedded Postgres: insert a row, commit, count the
+rows. The figure is what one more test costs, (T(N) - T(1)) / (N - 1), where T is the time of a
+whole pytest process: start-up cancels out. In each round all contenders take their turn, so that
+a machine that is busy for a while is busy for all of them. Quote the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.support.command import run
+from tests.support.embedded import remove_clusters, servers
+from tests.support.environment import hermetic_environment
+from tests.support.project import Project, render
+from tests.support.template import clone_working_tree
+
+HERE = Path(__file__).parent
+
+OURS = {
+    "unit": "touches nothing",
+    "rollback": "db_session: rolled back",
+    "request": "async_client: a request, rolled back",
+    "own_database": "own_database: real commits",
+    "own_connection": "db_engine: real commits",
+}
+USUAL = {
+    "savepoint": "pattern: savepoints on a pooled engine",
+    "engine": "pattern: an engine for each test",
+    "clone": "pattern: a clone for each test",
+}
+BASE = "rollback"
+
+PATTERNS_INI = """\
+[pytest]
+asyncio_mode = auto
+asyncio_default_fixture_loop_scope = session
+asyncio_default_test_loop_scope = session
+"""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A test that a pytest process runs as often as it is told."""
+
+    name: str
+    label: str
+    command: Sequence[str | Path]
+    cwd: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def seconds(self, tests: int, *options: str) -> float:
+        """The time of a process that runs so many tests, which must all pass."""
+        begun = time.perf_counter()
+        done = subprocess.run(
+            [*self.command, *options],
+            cwd=self.cwd,
+            env={**os.environ, **self.env, "BENCH_TESTS": str(tests)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        took = time.perf_counter() - begun
+        if done.returncode or f"{tests} passed" not in done.stdout:
+            raise SystemExit(f"{self.label}:\n{done.stdout[-3000:]}{done.stderr[-2000:]}")
+        return took
+
+    def milliseconds(self, tests: int, *options: str) -> float:
+        """What one more test costs."""
+        one, many = self.seconds(1, *options), self.seconds(tests, *options)
+        return (many - one) / (tests - 1) * 1000
+
+
+def main() -> None:
+    """Print three tables: of a test, of two workers, of a start."""
+    parser = argparse.ArgumentParser(prog="make bench", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--tests", type=int, default=200, help="tests of a long run (200)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns that each takes (5)")
+    options = parser.parse_args()
+    if options.tests < 2 or options.rounds < 1:
+        parser.error("a cost needs at least two tests and one round")
+    with service() as project:
+        ours = [contender(project, name, label) for name, label in OURS.items()]
+        with servers(project) as urls:  # kept running for all of them
+            usual = [pattern(project, name, urls["DATABASE_URL"]) for name in USUAL]
+            per_test(ours + usual, options.tests, options.rounds)
+            two_workers(ours, 2 * options.tests, options.rounds)
+        start(project, ours, options.rounds)
+
+
+@contextmanager
+def service() -> Iterator[Project]:
+    """A service with the default answers and an environment of its own, gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        for variable, value in hermetic_environment(folder / "home").items():
+            os.environ.pop(variable, None)
+            if value is not None:
+                os.environ[variable] = value
+        clone_working_tree(folder / "template")
+        render(folder / "template", folder / "service", {})
+        run(os.environ["UV"], "sync", "--quiet", cwd=folder / "service", timeout=600)
+        try:
+            yield Project.read(folder / "service", folder / "service/.venv/bin/python")
+        finally:
+            remove_clusters(folder)
+
+
+def pytest_of(project: Project, *arguments: str) -> list[str | Path]:
+    """A command that runs pytest and prints little."""
+    quiet = ["-q", "-p", "no:randomly", "-p", "no:cacheprovider", "-p", "no:langsmith_plugin"]
+    return [project.python, "-m", "pytest", *quiet, *arguments]
+
+
+def contender(project: Project, name: str, label: str) -> Contender:
+    """A test in the service, by its harness."""
+    shutil.copy(HERE / "service_tests.py", project.path / "tests" / "test_bench.py")
+    command = pytest_of(project, "--no-cov", "tests/test_bench.py", "-k", f"test_{name}")
+    return Contender(name, label, command, project.path)
+
+
+def pattern(project: Project, name: str, url: str) -> Contender:
+    """The same test without the harness, in a folder beside the service."""
+    folder = project.path.with_name("patterns")
+    folder.mkdir(exist_ok=True)
+    shutil.copy(HERE / "usual_patterns.py", folder / "test_bench.py")
+    (folder / "pytest.ini").write_text(PATTERNS_INI)
+    env = {"BENCH_URL": url, "PYTHONPATH": str(project.path)}
+    command = pytest_of(project, "test_bench.py", "-k", f"test_{name}")
+    return Contender(name, USUAL[name], command, folder, env)
+
+
+def per_test(contenders: Sequence[Contender], tests: int, rounds: int) -> None:
+    """What one more test costs."""
+    for each in contenders:
+        each.seconds(1)  # byte code, the golden database
+    costs: dict[str, list[float]] = {each.name: [] for each in contenders}
+    for _ in range(rounds):
+        for each in contenders:
+            costs[each.name].append(each.milliseconds(tests))
+    base = statistics.median(costs[BASE])
+    print(f"\nOne more test, of {tests} ({rounds} rounds):\n")
+    for each in contenders:
+        median = statistics.median(costs[each.name])
+        spread = f"{min(costs[each.name]):.2f}..{max(costs[each.name]):.2f}"
+        print(f"  {each.label:40s} {median:6.2f} ms  ({spread})  {median / base:5.2f} x {BASE}")
+
+
+def two_workers(contenders: Sequence[Contender], tests: int, rounds: int) -> None:
+    """How much faster the same tests are with `-n 2`."""
+    print(f"\nOne more test, of {tests}, with one worker and with two:\n")
+    for each in contenders:
+        if each.name == "unit":
+            continue
+        pairs = [
+            (each.milliseconds(tests), each.milliseconds(tests, "-n", "2")) for _ in range(rounds)
+        ]
+        one, two = (statistics.median(costs) for costs in zip(*pairs, strict=True))
+        ratio = statistics.median(one / two for one, two in pairs)
+        print(f"  {each.label:40s} {one:6.2f} ms  {two:6.2f} ms  {ratio:5.2f} x as fast")
+
+
+def start(project: Project, ours: Sequence[Contender], rounds: int) -> None:
+    """What a run costs beyond that of pytest itself: the process that runs one test."""
+    bare_folder = project.path.with_name("bare")
+    bare_folder.mkdir()
+    (bare_folder / "test_bench.py").write_text("async def test_unit():\n    assert True\n")
+    (bare_folder / "pytest.ini").write_text(PATTERNS_INI)
+    bare = Contender("bare", "pytest alone", pytest_of(project, "test_bench.py"), bare_folder)
+    unit, rollback = (next(o for o in ours if o.name == name) for name in ("unit", "rollback"))
+
+    def cold() -> float:
+        project.tool("tests.harness", "clean")
+        return rollback.seconds(1)
+
+    runs: dict[str, Callable[[], float]] = {
+        "pytest alone": lambda: bare.seconds(1),
+        "a unit test": lambda: unit.seconds(1),
+        "a rollback test, no server yet": cold,
+        "a rollback test, server kept from before": lambda: rollback.seconds(1),
+    }
+    times: dict[str, list[float]] = {label: [] for label in runs}
+    for _ in range(rounds):
+        for label, once in runs.items():
+            times[label].append(once())
+    base = statistics.median(times["pytest alone"])
+    print("\nA whole run of one test:\n")
+    for label, seconds in times.items():
+        median = statistics.median(seconds)
+        spread = f"{min(seconds):.2f}..{max(seconds):.2f}"
+        print(f"  {label:40s} {median:6.2f} s   ({spread})  {median - base:+5.2f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""No test can pollute another: hostile tests between witnesses, in random order."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Render
+from tests.support.embedded import remove_clusters
+from tests.support.project import Project
+
+HOSTILE = Path(__file__).with_name("hostile") / "test_hostile.py.txt"
+
+# What the hostile tests do shows as failures and errors of theirs; a witness never fails.
+PASSED, FAILED, ERRORS = 106, 3, 15
+WITNESSES = 45
+
+SEEDS = [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 11))]
+
+
+@pytest.fixture(scope="module")
+def hostile(rendered: Render, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """A service without its own tests, but with hostile ones."""
+    folder = tmp_path_factory.mktemp("hostile")
+    project = rendered(use_auth=False, use_assistant=False).copy_to(folder / "service")
+    for examples in ("unit", "integration", "workflow"):
+        shutil.rmtree(project.path / "tests" / examples)
+    shutil.copy(HOSTILE, project.path / "tests" / "test_hostile.py")
+    yield project
+    remove_clusters(folder)
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["plain", "two workers"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_witnesses_see_no_pollution(hostile: Project, seed: int, workers: list[str]) -> None:
+    options = ["--no-cov", f"--randomly-seed={seed}", *workers]
+    outcome = hostile.pytest(*options, status=1, passed=PASSED, failed=FAILED, error=ERRORS)
+    lines = [line for line in outcome.output.splitlines() if "test_witness" in line]
+    assert sum("PASSED" in line for line in lines) == WITNESSES
+    assert "the tests' database is not as the golden one" not in outcome.output
