@@ -46,10 +46,10 @@ service: $(UV)
 	printf '  %s\n' "cd \"$$dest\"" "git init && git add -A && git commit -m 'Scaffold the service'" "make help"
 
 test: $(UV)
-	@$(WITH_SED) $(UV) run pytest $(ARGS)
+	@$(WITH_SED) $(UV) run pytest -n auto --dist worksteal $(ARGS)
 
 test-faults: $(UV)
-	@$(WITH_SED) $(UV) run pytest -m slow $(ARGS)
+	@$(WITH_SED) $(UV) run pytest -n auto --dist worksteal -m slow $(ARGS)
 
 bench: $(UV)
 	@$(WITH_SED) $(UV) run python -m benchmarks.isolation $(ARGS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,12 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.command import run
 from tests.support.embedded import remove_clusters
 from tests.support.environment import hermetic_environment
 from tests.support.machine import kill, started_with
 from tests.support.once import made_once, until_the_last
-from tests.support.project import Project, render
+from tests.support.project import Project, install, render
 from tests.support.small import Small, small_service
 from tests.support.template import clone_working_tree
 from tests.variants import ALL_OFF, COMBINATIONS, LEAN, VARIANTS, Variant
@@ -59,17 +57,11 @@ def template(shared: Path, hermetic: None) -> Path:
 def python(shared: Path, template: Path) -> Path:
     """A Python with what every variant depends on: the defaults variant has all features.
 
-    That each variant's own dependencies suffice is tested apart, by `uv sync` and by pip.
+    That each variant's own dependencies suffice is tested in test_service_suite.py.
     """
-
-    def install(environment: Path) -> None:
-        project = shared_render(shared, template, {}, Path(sys.executable))
-        uv = os.environ["UV"]
-        run(uv, "venv", "--quiet", "--python", sys.executable, environment, cwd=shared)
-        wanted = ["-r", "pyproject.toml", "--group", "dev"]
-        project.run(uv, "pip", "install", "--quiet", "--python", environment, *wanted, timeout=600)
-
-    return made_once(shared / "environment", install) / "bin" / "python"
+    project = shared_render(shared, template, {}, Path(sys.executable))
+    made_once(shared / "environment", lambda path: install(project, path))
+    return shared / "environment" / "bin" / "python"
 
 
 @pytest.fixture(scope="session")

@@ -44,8 +44,8 @@ def test_suite_is_green_and_touches_nothing_foreign(url: str, project: Project) 
     env = {"TEST_DATABASE_URL": url}
     query(project, url, "CREATE DATABASE app_w_precious")
     counts = {"passed": DEFAULTS.passed, "skipped": LLM}
-    assert "built" in project.pytest(env=env, **counts).golden()[1]
-    assert project.pytest("-n", "2", env=env, **counts).golden()[1] == "reused"
+    assert "built" in project.pytest("--no-cov", env=env, **counts).golden()[1]
+    assert project.pytest("--no-cov", "-n", "2", env=env, **counts).golden()[1] == "reused"
     databases = query(project, url, "SELECT datname FROM pg_database WHERE datname ~ '^app'")
     assert "app_w_precious" in databases
     assert len(databases) == 2, "but for that one, the golden database alone stays"
@@ -57,7 +57,9 @@ def test_service_without_pgvector_needs_a_server_without_it(
 ) -> None:
     variant = VARIANTS["no pgvector"]
     service = rendered(**variant.answers)
-    service.pytest(env={"TEST_DATABASE_URL": plain_url}, passed=variant.passed, skipped=LLM)
+    service.pytest(
+        "--no-cov", env={"TEST_DATABASE_URL": plain_url}, passed=variant.passed, skipped=LLM
+    )
 
 
 def test_missing_pgvector_is_explained(plain_url: str, project: Project) -> None:

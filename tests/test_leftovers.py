@@ -47,19 +47,24 @@ def folders(tmp_path: Path) -> dict[str, str | None]:
     return {variable: str(tmp_path / name) for variable, name in names.items()}
 
 
-@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "two workers"])
 def test_nothing_runs_or_lies_about_afterwards(
-    workers: list[str], project: Project, folders: dict[str, str | None], tmp_path: Path
+    project: Project, folders: dict[str, str | None]
 ) -> None:
+    """Plain, then with two workers, which start from what the first run kept."""
     project.run("git", "init", "--quiet")
     project.run("git", "add", "--all")
     project.run("git", "commit", "--quiet", "--message", "Scaffold")
-    mark = new_mark()
-    project.pytest(*workers, env={**folders, MARK: mark}, passed=DEFAULTS.passed, skipped=LLM)
-    assert not started_with(mark)
-    assert not lying_in(*(Path(folder) for folder in folders.values() if folder))
-    assert not project.run("git", "status", "--porcelain").output
-    assert all(name.startswith("app_g_") for name in embedded.databases(project))
+    counts = {"passed": DEFAULTS.passed, "skipped": LLM}
+    for options, story in ([], "built"), (["-n", "2"], "reused"):
+        mark = new_mark()
+        run = project.pytest("--no-cov", *options, env={**folders, MARK: mark}, **counts)
+        assert run.golden()[1].startswith(story)
+        assert not started_with(mark)
+        left = lying_in(*(Path(folder) for folder in folders.values() if folder))
+        # pytest keeps a folder for the temporary files of its workers.
+        assert not [path for path in left if "/pytest-of-" not in path]
+        assert not project.run("git", "status", "--porcelain").output
+        assert all(name.startswith("app_g_") for name in embedded.databases(project))
 
 
 def test_failed_test_leaves_its_database_and_says_where(lean: Project) -> None:

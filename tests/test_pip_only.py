@@ -25,4 +25,4 @@ def test_service_is_installed_and_tested_with_pip_alone(project: Project) -> Non
     project.run(*pip, "--upgrade", "pip", env=env)  # groups need pip 25.1
     project.run(*pip, "--editable", ".", "--group", "harness", env=env, timeout=600)
     own = Project(project.path, project.answers, Path(python))
-    own.pytest(env=env, passed=DEFAULTS.passed, skipped=LLM)
+    own.pytest("--no-cov", env=env, passed=DEFAULTS.passed, skipped=LLM)

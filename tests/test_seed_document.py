@@ -32,12 +32,12 @@ def dropped_in(project: Project) -> Project:
 
 def test_each_file_alone(dropped_in: Project) -> None:
     for name, passed in PASSED.items():
-        dropped_in.pytest(f"tests/{name}", passed=passed)
+        dropped_in.pytest("--no-cov", f"tests/{name}", passed=passed)
 
 
 def test_together_in_random_order_and_in_parallel(dropped_in: Project) -> None:
     files = [f"tests/{name}" for name in PASSED]
     passed = sum(PASSED.values())
     for seed in ("1", "2", "3"):
-        dropped_in.pytest(*files, f"--randomly-seed={seed}", passed=passed)
-    dropped_in.pytest(*files, "-n", "2", passed=passed)
+        dropped_in.pytest("--no-cov", *files, f"--randomly-seed={seed}", passed=passed)
+    dropped_in.pytest("--no-cov", *files, "-n", "2", passed=passed)

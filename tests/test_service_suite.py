@@ -9,34 +9,45 @@ import pytest
 
 from tests.conftest import Render
 from tests.support.once import made_once
-from tests.support.project import Project
-from tests.variants import DEFAULTS, LLM, MIGRATIONS, ONE_FILE, Variant
+from tests.support.project import Project, install
+from tests.variants import DEFAULTS, LLM, MIGRATIONS, ONE_FILE, VARIANTS
+
+# Coverage doubles a run's time: the variants with all features and with none show that it works.
+COVERED = ("defaults", "all off")
 
 # Options of a second run of the defaults, and how many tests it passes and skips.
+# Plain and with two workers: see test_leftovers.py.
 RUNS = {
-    "again": ([], DEFAULTS.passed, LLM),
-    "two workers": (["-n", "2"], DEFAULTS.passed, LLM),
     "in order": (["-p", "no:randomly"], DEFAULTS.passed, LLM),
     "integration": (["-m", "integration"], DEFAULTS.integration, LLM),
     "one file": (*ONE_FILE, 0),
 }
 
 
-def test_suite_is_green(variant: Variant, service: Project) -> None:
-    run = service.pytest(passed=variant.passed, skipped=variant.skipped)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_suite_is_green(name: str, rendered: Render, tmp_path: Path) -> None:
+    """In an environment that holds what the variant itself depends on, and nothing else."""
+    variant = VARIANTS[name]
+    service = install(rendered(**variant.answers), tmp_path / "environment")
+    options = [] if name in COVERED else ["--no-cov"]
+    run = service.pytest(*options, passed=variant.passed, skipped=variant.skipped)
     assert len(re.findall(r"test_migrations\.py::\w+ PASSED", run.output)) == MIGRATIONS
+    assert ("TOTAL" in run.output) == (name in COVERED)
     assert "Required test coverage" not in run.output, "a gate would fail runs of one file"
 
 
-def test_unit_tests_are_green_and_need_no_database(variant: Variant, service: Project) -> None:
-    run = service.pytest("-m", "unit", passed=variant.unit)
+@pytest.mark.parametrize("name", COVERED)
+def test_unit_tests_are_green_and_need_no_database(name: str, rendered: Render) -> None:
+    variant = VARIANTS[name]
+    run = rendered(**variant.answers).pytest("-m", "unit", passed=variant.unit)
     assert "golden: " not in run.output
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_second_run_reuses_the_golden_database(name: str, warm: Project) -> None:
     options, passed, skipped = RUNS[name]
-    assert warm.pytest(*options, passed=passed, skipped=skipped).golden()[1] == "reused"
+    run = warm.pytest("--no-cov", *options, passed=passed, skipped=skipped)
+    assert run.golden()[1] == "reused"
 
 
 @pytest.fixture
@@ -44,5 +55,5 @@ def warm(rendered: Render, shared: Path) -> Project:
     """The shared project with the default answers, once its tests have run."""
     project = rendered()
     options, passed = ONE_FILE
-    made_once(shared / "warm", lambda _: project.pytest(*options, passed=passed))
+    made_once(shared / "warm", lambda _: project.pytest("--no-cov", *options, passed=passed))
     return project

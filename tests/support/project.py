@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,3 +137,16 @@ def render(template: Path, project: Path, answers: Mapping[str, Any]) -> None:
         assert stored == dict(answers), "an answer was not taken"
         assert result.project_dir
         shutil.move(result.project_dir, project)
+
+
+def install(project: Project, environment: Path) -> Project:
+    """Make a virtual environment with what the project's pyproject.toml names for developers.
+
+    Returns the project, to be run by that environment's Python.
+    """
+    uv = os.environ["UV"]
+    run(uv, "venv", "--quiet", "--python", sys.executable, environment, cwd=project.path)
+    python = environment / "bin" / "python"
+    wanted = ["-r", "pyproject.toml", "--group", "dev"]
+    project.run(uv, "pip", "install", "--quiet", "--python", python, *wanted, timeout=600)
+    return Project(project.path, project.answers, python)
