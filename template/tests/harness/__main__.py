@@ -26,20 +26,23 @@ def main() -> int:
     )
     status.set_defaults(run=_status)
     psql = commands.add_parser(
-        "psql", help="open psql in a database: a kept one, or a fresh clone of the golden one"
+        "psql",
+        help="open psql in a database: a kept one, or a fresh clone of the golden one",
+        epilog="What follows `--` goes to psql: python -m tests.harness psql -- -c 'SELECT 1'",
     )
     psql.add_argument(
         "database",
         nargs="?",
         help="a name from `status`; default: the last that was kept, or a clone",
     )
-    psql.add_argument("arguments", nargs="*", help="passed on to psql, after `--`")
     psql.set_defaults(run=_psql)
     clean = commands.add_parser(
         "clean", help="drop all databases that no running test uses, and the embedded server"
     )
     clean.set_defaults(run=_clean)
-    options = parser.parse_args()
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    options = parser.parse_args(words[:end], argparse.Namespace(psql_arguments=words[end + 1 :]))
     try:
         return int(options.run(options) or 0)
     except HarnessError as error:
@@ -115,7 +118,7 @@ def _psql(options: argparse.Namespace) -> int:
         program = binaries / "psql" if (binaries / "psql").exists() else "psql"
         try:
             return subprocess.run(
-                [program, "--dbname", current.conninfo(name), *options.arguments], check=False
+                [program, "--dbname", current.conninfo(name), *options.psql_arguments], check=False
             ).returncode
         except FileNotFoundError as error:
             raise HarnessError("psql is not installed.") from error

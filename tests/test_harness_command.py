@@ -1,0 +1,57 @@
+"""`python -m tests.harness`: what it shows, opens and removes."""
+
+from __future__ import annotations
+
+from tests.support.project import Project
+
+FAILS = """\
+import pytest
+from sqlalchemy import text
+
+
+@pytest.mark.own_database
+async def test_fails(db_session):
+    await db_session.execute(text("CREATE TABLE evidence AS SELECT 42 AS answer"))
+    await db_session.commit()
+    raise AssertionError
+"""
+
+
+def harness(project: Project, *words: str, status: int = 0) -> str:
+    """What the command prints."""
+    return project.tool("tests.harness", *words, status=status).output
+
+
+def test_from_nothing_to_nothing(lean: Project) -> None:
+    assert "no embedded server yet" in harness(lean, "status")
+    assert "run the tests first" in harness(lean, "psql", status=1)
+
+    (lean.path / "tests" / "test_fails.py").write_text(FAILS)
+    lean.pytest("--no-cov", "tests/test_fails.py", status=1, failed=1)
+    assert f"{lean.path} (this project): embedded server, stopped" in harness(lean, "status")
+    # The database of the failed test comes first; a clone is made where there is none.
+    assert "42" in harness(lean, "psql", "--", "-Atc", "SELECT answer FROM evidence")
+    assert "psql: error" in harness(lean, "psql", "nowhere", "--", "-c", "SELECT 1", status=2)
+
+    assert "removed" in harness(lean, "clean")
+    assert "no embedded server yet" in harness(lean, "status")
+    assert "nothing to clean" in harness(lean, "clean")
+
+
+def test_psql_opens_a_clone_and_drops_it(lean: Project) -> None:
+    (lean.path / "tests" / "test_fails.py").write_text("async def test(db_session): ...\n")
+    lean.pytest("--no-cov", "tests/test_fails.py", passed=1)
+    names = "SELECT datname FROM pg_database WHERE datname ~ '^app_[^g]'"
+    (clone,) = harness(lean, "psql", "--", "-Atc", names).split()
+    assert "psql" in clone
+    assert clone not in harness(lean, "psql", "--", "-Atc", names)
+    assert "DELETE" in harness(lean, "psql", "--", "-c", "DELETE FROM customers")
+    assert harness(lean, "psql", "--", "-Atc", "SELECT count(*) FROM customers").strip() == "5"
+
+
+def test_each_command_explains_itself(lean: Project) -> None:
+    listed = harness(lean, "--help")
+    for command in ("status", "psql", "clean"):
+        assert command in listed
+        assert f"python -m tests.harness {command}" in harness(lean, command, "--help")
+    assert "invalid choice" in harness(lean, "nonsense", status=2)
