@@ -13,10 +13,11 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,13 +109,20 @@ def service() -> Iterator[Project]:
             os.environ.pop(variable, None)
             if value is not None:
                 os.environ[variable] = value
-        clone_working_tree(folder / "template")
-        render(folder / "template", folder / "service", {})
-        run(os.environ["UV"], "sync", "--quiet", cwd=folder / "service", timeout=600)
+        say("rendering a service and installing what it needs")
+        with (folder / "log").open("w") as log, redirect_stdout(log), redirect_stderr(log):
+            clone_working_tree(folder / "template")
+            render(folder / "template", folder / "service", {})
+            run(os.environ["UV"], "sync", "--quiet", cwd=folder / "service", timeout=600)
         try:
             yield Project.read(folder / "service", folder / "service/.venv/bin/python")
         finally:
             remove_clusters(folder)
+
+
+def say(line: str) -> None:
+    """Show progress, apart from the tables."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def pytest_of(project: Project, *arguments: str) -> list[str | Path]:
@@ -146,7 +154,8 @@ def per_test(contenders: Sequence[Contender], tests: int, rounds: int) -> None:
     for each in contenders:
         each.seconds(1)  # byte code, the golden database
     costs: dict[str, list[float]] = {each.name: [] for each in contenders}
-    for _ in range(rounds):
+    for number in range(rounds):
+        say(f"what a test costs: round {number + 1} of {rounds}")
         for each in contenders:
             costs[each.name].append(each.milliseconds(tests))
     base = statistics.median(costs[BASE])
@@ -163,6 +172,7 @@ def two_workers(contenders: Sequence[Contender], tests: int, rounds: int) -> Non
     for each in contenders:
         if each.name == "unit":
             continue
+        say(f"with two workers: {each.label}")
         pairs = [
             (each.milliseconds(tests), each.milliseconds(tests, "-n", "2")) for _ in range(rounds)
         ]
@@ -191,7 +201,8 @@ def start(project: Project, ours: Sequence[Contender], rounds: int) -> None:
         "a rollback test, server kept from before": lambda: rollback.seconds(1),
     }
     times: dict[str, list[float]] = {label: [] for label in runs}
-    for _ in range(rounds):
+    for number in range(rounds):
+        say(f"what a start costs: round {number + 1} of {rounds}")
         for label, once in runs.items():
             times[label].append(once())
     base = statistics.median(times["pytest alone"])
