@@ -139,13 +139,13 @@ def render(template: Path, project: Path, answers: Mapping[str, Any]) -> None:
         shutil.move(result.project_dir, project)
 
 
-def install(project: Project, environment: Path) -> Project:
+def install(project: Project, environment: Path, base: str = sys.executable) -> Project:
     """Make a virtual environment with what the project's pyproject.toml names for developers.
 
-    Returns the project, to be run by that environment's Python.
+    `base` is the Python that it is made of. Returns the project, to be run by the environment's.
     """
     uv = os.environ["UV"]
-    run(uv, "venv", "--quiet", "--python", sys.executable, environment, cwd=project.path)
+    run(uv, "venv", "--quiet", "--python", base, environment, cwd=project.path)
     python = environment / "bin" / "python"
     wanted = ["-r", "pyproject.toml", "--group", "dev"]
     project.run(uv, "pip", "install", "--quiet", "--python", python, *wanted, timeout=600)
