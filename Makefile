@@ -19,10 +19,11 @@ make test                          the template's own tests (ARGS="-x -k update"
 make test-faults                   those that take minutes: kill sweeps, many seeds, each combination
 make bench                         what a test costs in each mode, beside the usual patterns
 make check                         formatter, linters and type checker over the template's own files
-make format                        format and fix them
+make format                        format and fix them, and hash the harness's files anew
+make release VERSION=1.0.0         check that a release is ready, and tag it
 endef
 
-.PHONY: help service test test-faults bench check format uv
+.PHONY: help service test test-faults bench check format release uv
 help:
 	$(info $(HELP))
 	@:
@@ -63,6 +64,10 @@ check: $(UV)
 format: $(UV)
 	@$(UV) run ruff format .
 	@$(UV) run ruff check --fix .
+	@$(UV) run python -m tests.support.sums
+
+release: $(UV)
+	@$(WITH_SED) $(UV) run python -m tests.support.release "$(VERSION)"
 
 uv:;
 

@@ -5,24 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.support.command import Finished, run
+from tests.support.command import run
+from tests.support.copier import copier
 from tests.support.project import ANSWERS_FILE, Project
+from tests.support.releases import commit
 from tests.support.template import FUTURE
-
-
-def copier(*arguments: str | Path, cwd: Path) -> Finished:
-    """Run Copier's command line, which must neither ask for trust nor warn."""
-    done = run(sys.executable, "-m", "copier", *arguments, cwd=cwd)
-    assert "unsafe" not in done.output.lower()
-    assert "Warning" not in done.output
-    return done
-
-
-def commit(project: Path) -> None:
-    """Put all of a project under git, as Copier asks for before an update."""
-    run("git", "init", "--quiet", cwd=project)
-    run("git", "add", "--all", cwd=project)
-    run("git", "commit", "--quiet", "--message", "Scaffold", cwd=project)
 
 
 def test_copy_says_what_to_do_next(template: Path, tmp_path: Path) -> None:
@@ -45,7 +32,8 @@ def test_answers_are_taken_and_stored(template: Path, tmp_path: Path) -> None:
 def test_update_without_a_new_release_changes_nothing(template: Path, tmp_path: Path) -> None:
     project = tmp_path / "service"
     copier("copy", "--defaults", template, project, cwd=tmp_path)
-    commit(project)
+    run("git", "init", "--quiet", cwd=project)
+    commit(project, "Scaffold")
     copier("update", "--defaults", cwd=project)
     assert not run("git", "status", "--porcelain", cwd=project).output
 
@@ -54,7 +42,8 @@ def test_nothing_ignored_by_git_is_rendered(template: Path, tmp_path: Path) -> N
     """An update would overwrite the user's edits in such a file without a word."""
     project = tmp_path / "service"
     copier("copy", "--defaults", template, project, cwd=tmp_path)
-    commit(project)
+    run("git", "init", "--quiet", cwd=project)
+    commit(project, "Scaffold")
     ignored = run("git", "status", "--porcelain", "--ignored", cwd=project).output
     assert not ignored
     assert (project / ANSWERS_FILE).is_file()

@@ -17,6 +17,7 @@ itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code,
     harness       the above, put together for one process
     fixtures      what tests ask for
     plugin        the hooks of pytest
+    integrity     whether these files are the template's
     valkey        the same for Redis
 
 `python -m tests.harness` shows what is there, opens psql, and cleans up.

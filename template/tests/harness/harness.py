@@ -154,8 +154,15 @@ class Harness:
         """The service's engine; from now on, a rollback test's connections are lent."""
         if self._engine is None:
             from sqlalchemy import NullPool, event
+            from sqlalchemy.ext.asyncio import AsyncEngine
 
-            engine: AsyncEngine = pkgutil.resolve_name(self.recipe.engine)
+            found = pkgutil.resolve_name(self.recipe.engine)
+            engine: AsyncEngine = found if isinstance(found, AsyncEngine) else found()
+            if engine.driver != "asyncpg":
+                raise HarnessError(
+                    f"{self.recipe.engine} uses the driver {engine.driver}. Only connections of asyncpg can be "
+                    "lent to a rollback test."
+                )
             if not isinstance(engine.pool, NullPool):
                 raise HarnessError(
                     f"{self.recipe.engine} keeps connections in a {type(engine.pool).__name__}. In tests it must "
@@ -173,7 +180,12 @@ class Harness:
     @property
     def sessionmaker(self) -> async_sessionmaker[AsyncSession]:
         """The service's session factory."""
-        factory: async_sessionmaker[AsyncSession] = pkgutil.resolve_name(self.recipe.session)
+        from sqlalchemy.ext.asyncio import async_sessionmaker
+
+        found = pkgutil.resolve_name(self.recipe.session)
+        factory: async_sessionmaker[AsyncSession] = (
+            found if isinstance(found, async_sessionmaker) else found()
+        )
         return factory
 
     def _lend(self, dialect: Any, _record: Any, arguments: Any, options: dict[str, Any]) -> Any:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.harness import environment, guard, tasks
+from tests.harness import environment, guard, integrity, tasks
 from tests.harness.errors import HarnessError
 from tests.harness.harness import Harness, Summary
 from tests.harness.offline import install, offline
@@ -64,6 +65,17 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.stash[_TOTAL] = Summary()
     config.pluginmanager.register(_HeaderPrinter(config))
+
+
+def pytest_report_header() -> list[str]:
+    """Say it where the harness itself was edited: the next update takes that back."""
+    names = integrity.edited(Path(__file__).parent)
+    if not names:
+        return []
+    return [
+        f"tests/harness: {', '.join(names)} edited here. An update replaces these files; "
+        "override what they do in tests/conftest.py."
+    ]
 
 
 def _recipe(config: pytest.Config) -> Recipe:

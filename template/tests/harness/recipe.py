@@ -15,9 +15,10 @@ class Recipe:
     must not pay for them.
 
     Attributes:
-        engine: the service's `AsyncEngine`. While a test uses `db_session`, its connections are
-            the test's one transaction. It must use `NullPool` in tests.
-        session: the service's `async_sessionmaker`.
+        engine: the service's `AsyncEngine`, or a function that returns it, the same at each call.
+            While a test uses `db_session`, its connections are the test's one transaction. Its
+            driver is asyncpg, and it must use `NullPool` in tests.
+        session: the service's `async_sessionmaker`, or a function that returns it.
         metadata: the `MetaData` for `create_all`, or None when `commands` make the schema, for
             example by `alembic upgrade head`.
         extensions: `CREATE EXTENSION IF NOT EXISTS`, in this order, before the schema.

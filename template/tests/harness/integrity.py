@@ -1,0 +1,26 @@
+"""Whether the files of the harness are as the template made them: an update replaces them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+SUMS = "SHA256SUMS"
+"""The file of hashes, as `sha256sum` writes it."""
+
+
+def sums(folder: Path) -> dict[str, str]:
+    """The hash of each file in a folder, by its name. Line ends are git's business, not ours."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != SUMS
+    }
+
+
+def edited(folder: Path) -> list[str]:
+    """Names of the files that were changed, added or removed since the template made them."""
+    lines = (folder / SUMS).read_text(encoding="ascii").splitlines()
+    made = {name: sum_ for sum_, _, name in (line.partition("  ") for line in lines)}
+    found = sums(folder)
+    return sorted(name for name in made.keys() | found if made.get(name) != found.get(name))

@@ -1,0 +1,46 @@
+"""Versions of the template: those that were released, and one that may be."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.support.command import run
+
+HEADING = re.compile(r"^## \[(\d+\.\d+\.\d+)\] - (\d{4}-\d{2}-\d{2}|Unreleased)$", re.MULTILINE)
+
+
+def changelog(root: Path) -> dict[str, str]:
+    """The versions of CHANGELOG.md with their dates, the newest first."""
+    return dict(HEADING.findall((root / "CHANGELOG.md").read_text()))
+
+
+def tag_releases(repository: Path) -> list[str]:
+    """Tag each release where there is no tag: on the commit that dated it in CHANGELOG.md.
+
+    Needs the whole history. Returns the versions, the oldest first.
+    """
+    versions = [v for v, date in reversed(changelog(repository).items()) if date != "Unreleased"]
+    tags = run("git", "tag", cwd=repository).output.split()
+    for version in versions:
+        if version in tags:
+            continue
+        dated = rf"^## \[{re.escape(version)}\] - [0-9]"
+        found = run("git", "log", "--format=%H", "-G", dated, "--", "CHANGELOG.md", cwd=repository)
+        commits = found.output.split()
+        assert commits, f"no commit dates {version} in CHANGELOG.md: is this a shallow clone?"
+        run("git", "tag", version, commits[-1], cwd=repository)
+    return versions
+
+
+def commit(repository: Path, message: str, tag: str | None = None) -> None:
+    """Commit everything, and tag it."""
+    run("git", "add", "--all", cwd=repository)
+    run("git", "commit", "--quiet", "--message", message, cwd=repository)
+    if tag:
+        run("git", "tag", tag, cwd=repository)
+
+
+def append(path: Path, text: str) -> None:
+    """Add to the end of a file."""
+    path.write_text(path.read_text() + text)

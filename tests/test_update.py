@@ -1,0 +1,347 @@
+"""`copier update`: what a newer template makes of projects that have lived for a while.
+
+The newer template is one that does not exist yet: see `FUTURE_CHANGES`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.command import run
+from tests.support.copier import copier
+from tests.support.embedded import remove_clusters
+from tests.support.once import made_once
+from tests.support.project import ANSWERS_FILE, BYPRODUCTS, Project
+from tests.support.releases import append, commit, tag_releases
+from tests.support.small import replace
+from tests.support.sums import HARNESS, write_sums
+from tests.support.template import FUTURE as PRESENT
+from tests.variants import ALL_OFF, DEFAULTS, LLM
+
+FUTURE = "10000.0.0"
+
+# The default variant, all off, and two mixed ones.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "all off": ALL_OFF,
+    "no redis, other names": {
+        "use_redis": False,
+        "package_name": "desk",
+        "project_name": "Zoë's",
+        "ci": "gitlab",
+    },
+    "no assistant, no auth": {"use_assistant": False, "use_auth": False, "ci": "none"},
+}
+
+# Whose they are: an update never touches them.
+USERS = (
+    *("app/", "desk/", "migrations/", "knowledge/", "tests/"),
+    *("ingest.py", "README.md", "CHANGELOG.md"),
+)
+
+QUESTION = """
+use_future:
+  type: bool
+  default: true
+  help: Something that nobody has thought of yet
+"""
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Each file of a project by its path, without what a run or git made."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not BYPRODUCTS & set(path.relative_to(folder).parts)
+    }
+
+
+def is_users(name: str) -> bool:
+    """Whether a rendered file is the user's from then on."""
+    return name.startswith(USERS) and not name.startswith("tests/harness/")
+
+
+def change_everything(template: Path) -> None:
+    """Write the future: every file of the harness and every shared file is another."""
+    source = template / "template"
+    for path in [*source.rglob("*.py"), *source.rglob("*.py.jinja"), *source.rglob("*.md")]:
+        if path.stat().st_size:
+            append(path, "# of the future\n")
+    for path in source.rglob("*.md.jinja"):
+        append(path, "\nOf the future.\n")
+    (template / HARNESS / "future.py").write_text('"""New."""\n')
+    (source / "tests" / "unit" / "test_future.py").write_text("def test_future(): ...\n")
+    replace(template / HARNESS / "fingerprint.py", "FORMAT = 1\n", "FORMAT = 2\n")
+    write_sums(template)
+    append(template / "copier.yml", QUESTION)
+    configuration = source / "pyproject.toml.jinja"
+    replace(configuration, '"pytest-asyncio>=1.5.0"', '"pytest-asyncio>=1.5.0,<99"')
+    replace(configuration, 'minversion = "9.2"', 'minversion = "9.2" # {{ use_future }}')
+    for path in source.rglob("*ci.y*ml*"):
+        append(path, "# of the future\n")
+    append(source / "Makefile.jinja", "\n# of the future\n")
+    append(source / "compose.yaml.jinja", "# of the future\n")
+
+
+@pytest.fixture(scope="session")
+def versions(shared: Path, template: Path) -> Path:
+    """A repository of the template: the releases, the working tree, and the future."""
+
+    def make(repository: Path) -> None:
+        run("git", "clone", "--quiet", template, repository, cwd=template)
+        tag_releases(repository)
+        change_everything(repository)
+        commit(repository, "The future", FUTURE)
+
+    return made_once(shared / "versions", make)
+
+
+Scaffold = Callable[..., Project]
+Rendered = Callable[..., Path]
+
+
+@pytest.fixture
+def fresh(shared: Path, versions: Path) -> Rendered:
+    """A render from nothing, never changed: `fresh("1.0.0", use_redis=False)`."""
+
+    def give(version: str, **answers: Any) -> Path:
+        data = [word for name in answers for word in ("--data", f"{name}={answers[name]}")]
+        options = ["--defaults", "--quiet", "-r", version, *data]
+        key = hashlib.sha256(repr(options).encode()).hexdigest()[:12]
+        return made_once(
+            shared / "fresh" / key,
+            lambda path: copier("copy", *options, versions, path, cwd=versions),
+        )
+
+    return give
+
+
+@pytest.fixture
+def scaffold(fresh: Rendered, tmp_path: Path, python: Path) -> Iterator[Scaffold]:
+    """A project made from a version, under git: `scaffold("1.0.0", use_redis=False)`."""
+
+    def make(version: str, **answers: Any) -> Project:
+        path = tmp_path / f"since-{version}"
+        shutil.copytree(fresh(version, **answers), path)
+        run("git", "init", "--quiet", cwd=path)
+        commit(path, "Scaffold")
+        return Project.read(path, python)
+
+    yield make
+    remove_clusters(tmp_path)
+
+
+def update(project: Project, *options: str, to: str = FUTURE) -> str:
+    """Update it, asking nothing. Returns what Copier said."""
+    return copier("update", "--defaults", "-r", to, *options, cwd=project.path).output
+
+
+def unmerged(project: Project) -> list[str]:
+    """Files with conflicts, as the message after an update tells one to look for them."""
+    listed = project.run("git", "diff", "--name-only", "--diff-filter=U").output
+    return sorted(set(listed.splitlines()))
+
+
+def starting_points(repository: Path) -> list[str]:
+    """The releases so far; before the first, the working tree."""
+    return tag_releases(repository) or [PRESENT]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_untouched_project_becomes_a_fresh_one(
+    variant: str, scaffold: Scaffold, fresh: Rendered, versions: Path
+) -> None:
+    answers = VARIANTS[variant]
+    expected = files(fresh(FUTURE, **answers))
+    for start in dict.fromkeys([*starting_points(versions), PRESENT]):
+        project = scaffold(start, **answers)
+        before = files(project.path)
+        update(project)
+        now = files(project.path)
+        assert not unmerged(project)
+        stays = {name: text for name, text in before.items() if is_users(name)}
+        assert {name: text for name, text in now.items() if is_users(name)} == stays
+        others = {name for name in now.keys() | expected if not is_users(name)}
+        differ = [name for name in others if now.get(name) != expected.get(name)]
+        assert differ == [], f"from {start}"
+        assert b"of the future" in now["tests/harness/golden.py"]
+
+
+def live_in(project: Project) -> dict[str, bytes]:
+    """What years do to a project. Returns the files that an update must leave as they are."""
+    path = project.path
+    for name in files(path):
+        if is_users(name) and name.endswith((".py", ".md", ".toml")):
+            note = "\n# Ours.\n" if not name.endswith(".md") else "\nOurs.\n"
+            append(path / name, note)
+    for example in ("tests/workflow/test_life_of_a_customer.py", "tests/integration/test_isolation.py"):
+        (path / example).unlink()
+    append(path / "tests/conftest.py", "\n\n@pytest_asyncio.fixture\nasync def ours():\n    ...\n")
+    ours = {
+        "tests/unit/test_ours.py": "import pytest\n\n\n@pytest.mark.unit\n@pytest.mark.ours\n"
+        "def test_ours() -> None:\n    assert True\n",
+        f"{project.package.name}/ours.py": '"""A module of ours."""\n',
+        "migrations/versions/0002_ours.py": '"""Ours."""\n\nrevision = "0002"\n'
+        'down_revision = "0001"\n\n\ndef upgrade() -> None: ...\n\n\n'
+        "def downgrade() -> None: ...\n",
+    }
+    for name, text in ours.items():
+        (path / name).write_text(text)
+    replace(
+        path / "pyproject.toml",
+        'testpaths = ["tests"]\n',
+        'testpaths = ["tests"]\nmarkers = ["ours: a marker of ours"]\n',
+    )
+    replace(
+        path / "pyproject.toml",
+        '    "uvicorn[standard]',
+        '    "typing-extensions>=4",\n    "uvicorn[standard]',
+    )
+    replace(path / "Makefile", "make check      f", "make check      our f")
+    commit(path, "Years of work")
+    return {name: text for name, text in files(path).items() if is_users(name)}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_project_that_has_lived(variant: str, scaffold: Scaffold, versions: Path) -> None:
+    project = scaffold(starting_points(versions)[0], **VARIANTS[variant])
+    before = live_in(project)
+    said = update(project)
+    assert not unmerged(project)
+    assert "--diff-filter=U" in said
+    assert {name: text for name, text in files(project.path).items() if is_users(name)} == before
+    configuration = (project.path / "pyproject.toml").read_text()
+    for text in ("ours: a marker", '"typing-extensions>=4"', '"pytest-asyncio>=1.5.0,<99"'):
+        assert text in configuration
+    assert "our formatter" in (project.path / "Makefile").read_text()
+    answers = Project.read(project.path, project.python).answers
+    assert answers["use_future"] is True
+    assert answers["_commit"] == FUTURE
+    if variant == "defaults":
+        passed = DEFAULTS.passed - 9 + 1  # the examples that were deleted, the test of our own
+        project.pytest("--no-cov", "-n", "2", passed=passed, skipped=LLM)
+    else:
+        project.pytest("--no-cov", "-m", "ours", passed=1)
+
+
+@pytest.mark.parametrize("variant", ["defaults", "all off"])
+@pytest.mark.parametrize("feature", ["use_auth", "use_redis", "use_pgvector", "use_assistant"])
+def test_feature_is_switched(
+    feature: str, variant: str, scaffold: Scaffold, fresh: Rendered
+) -> None:
+    """Off where it was on, on where it was off: as if it had been answered so at first."""
+    switched = {**VARIANTS[variant], feature: variant != "defaults"}
+    project = scaffold(PRESENT, **VARIANTS[variant])
+    update(project, "--data", f"{feature}={switched[feature]}", to=PRESENT)
+    assert not unmerged(project)
+    expected = files(fresh(PRESENT, **switched))
+    now = files(project.path)
+    assert [n for n in now.keys() | expected if now.get(n) != expected.get(n)] == []
+
+
+def test_feature_that_was_edited_is_not_lost_silently(scaffold: Scaffold) -> None:
+    project = scaffold(PRESENT)
+    limits = project.package / "rate_limit.py"
+    routers = project.package / "api" / "__init__.py"
+    append(limits, "# Ours.\n")
+    replace(routers, "problems(429, 503)", "problems(429, 500, 503)")
+    commit(project.path, "Work on limits")
+    said = update(project, "--data", "use_redis=false", to=PRESENT)
+    assert "app/api/__init__.py" in unmerged(project)
+    removed = project.run("git", "diff", "--name-only", "--diff-filter=D").output.splitlines()
+    assert "app/rate_limit.py" in removed
+    assert "--diff-filter=D" in said
+    project.run("git", "restore", "app/rate_limit.py")
+    assert limits.read_text().endswith("# Ours.\n")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("package_name=other", "can't rename the package"),
+        ("scope=harness", "can't change the scope"),
+    ],
+)
+def test_answer_that_cannot_change(answer: str, reason: str, scaffold: Scaffold) -> None:
+    project = scaffold(PRESENT)
+    data = ["--data", answer]
+    done = copier("update", "--defaults", *data, cwd=project.path, status=1)
+    assert reason in done.output
+    assert not project.run("git", "status", "--porcelain").output
+
+
+def test_interrupted_update_is_repeated(scaffold: Scaffold) -> None:
+    project = scaffold(PRESENT)
+    before = live_in(project)
+    command = [sys.executable, "-m", "copier", "update", "--defaults", "-r", FUTURE]
+    for seconds in (0.8, 1.2, 1.6):
+        process = subprocess.Popen(
+            command, cwd=project.path, start_new_session=True, stdout=subprocess.DEVNULL
+        )
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        # As README says.
+        project.run("git", "reset", "--hard", "--quiet")
+        project.run("git", "clean", "-d", "--force", "--quiet")
+    update(project)
+    assert not unmerged(project)
+    assert {name: text for name, text in files(project.path).items() if is_users(name)} == before
+    assert b"of the future" in files(project.path)["tests/harness/golden.py"]
+
+
+def test_golden_database_of_an_older_harness_is_replaced(scaffold: Scaffold) -> None:
+    project = scaffold(PRESENT, **ALL_OFF)
+    test = ["--no-cov", "tests/integration/test_seed_database.py"]
+    project.pytest(*test, passed=3)
+    update(project)
+    story = project.pytest(*test, passed=3).golden()[1]
+    assert story.startswith("built in")
+    assert "the harness changed" in story
+    assert project.pytest(*test, passed=3).golden()[1] == "reused"
+
+
+def test_edited_harness_is_noticed(scaffold: Scaffold) -> None:
+    project = scaffold(PRESENT, **ALL_OFF)
+    test = ["--no-cov", "tests/unit/test_pagination.py"]
+    assert "tests/harness" not in project.tool("pytest", *test).output.partition("collected")[0]
+    append(project.path / "tests/harness/golden.py", "# Ours.\n")
+    (project.path / "tests/harness/ours.py").write_text("")
+    said = project.tool("pytest", *test).output
+    assert "tests/harness: golden.py, ours.py edited here" in said
+    assert "tests/conftest.py" in said
+
+
+def test_no_release_takes_a_file_away(versions: Path, fresh: Rendered) -> None:
+    """An update removes what is gone from the template, with the user's edits in it."""
+    newest = files(fresh(PRESENT))
+    for version in starting_points(versions):
+        older = files(fresh(version))
+        assert not older.keys() - newest.keys(), f"since {version}"
+
+
+def test_sums_are_those_of_the_files(template: Path) -> None:
+    sums = template / HARNESS / "SHA256SUMS"
+    before = sums.read_text()
+    write_sums(template)
+    assert sums.read_text() == before, "run `make format`"
+
+
+def test_answers_file_is_kept(scaffold: Scaffold) -> None:
+    project = scaffold(PRESENT, use_redis=False, ci="none", project_name='It\'s "ours"')
+    before = dict(project.answers)
+    update(project)
+    after = dict(Project.read(project.path, project.python).answers)
+    assert after == {**before, "_commit": FUTURE, "use_future": True}
+    assert (project.path / ANSWERS_FILE).read_text().startswith("# Written by Copier")
