@@ -11,14 +11,19 @@ from typing import Any
 
 import pytest
 
+from tests.support.command import run
 from tests.support.embedded import remove_clusters
 from tests.support.environment import hermetic_environment
 from tests.support.machine import kill, started_with
 from tests.support.once import made_once, until_the_last
 from tests.support.project import Project, install, render
+from tests.support.releases import FUTURE, change_everything, commit, tag_releases
 from tests.support.small import Small, small_service
 from tests.support.template import clone_working_tree
 from tests.variants import ALL_OFF, COMBINATIONS, LEAN, VARIANTS, Variant
+
+# Services with tests of their own.
+collect_ignore = ["adopted"]
 
 Render = Callable[..., Project]
 
@@ -51,6 +56,19 @@ def hermetic(shared: Path) -> Iterator[None]:
 def template(shared: Path, hermetic: None) -> Path:
     """A clone of the template with the working tree committed and tagged."""
     return made_once(shared / "template", clone_working_tree)
+
+
+@pytest.fixture(scope="session")
+def versions(shared: Path, template: Path) -> Path:
+    """A repository of the template: the releases, the working tree, and the future."""
+
+    def make(repository: Path) -> None:
+        run("git", "clone", "--quiet", template, repository, cwd=template)
+        tag_releases(repository)
+        change_everything(repository)
+        commit(repository, "The future", FUTURE)
+
+    return made_once(shared / "versions", make)
 
 
 @pytest.fixture(scope="session")

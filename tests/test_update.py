@@ -1,6 +1,6 @@
 """`copier update`: what a newer template makes of projects that have lived for a while.
 
-The newer template is one that does not exist yet: see `FUTURE_CHANGES`.
+The newer template is one that does not exist yet: see `releases.change_everything`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,15 @@ from typing import Any
 import pytest
 
 from tests.support.command import run
-from tests.support.copier import copier
+from tests.support.copier import copier, unmerged, update
 from tests.support.embedded import remove_clusters
 from tests.support.once import made_once
-from tests.support.project import ANSWERS_FILE, BYPRODUCTS, Project
-from tests.support.releases import append, commit, tag_releases
+from tests.support.project import ANSWERS_FILE, Project, files
+from tests.support.releases import FUTURE, append, commit, tag_releases
 from tests.support.small import replace
 from tests.support.sums import HARNESS, write_sums
 from tests.support.template import FUTURE as PRESENT
 from tests.variants import ALL_OFF, DEFAULTS, LLM
-
-FUTURE = "10000.0.0"
 
 # The default variant, all off, and two mixed ones.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -50,61 +48,10 @@ USERS = (
     *("ingest.py", "README.md", "CHANGELOG.md"),
 )
 
-QUESTION = """
-use_future:
-  type: bool
-  default: true
-  help: Something that nobody has thought of yet
-"""
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """Each file of a project by its path, without what a run or git made."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and not BYPRODUCTS & set(path.relative_to(folder).parts)
-    }
-
 
 def is_users(name: str) -> bool:
     """Whether a rendered file is the user's from then on."""
     return name.startswith(USERS) and not name.startswith("tests/harness/")
-
-
-def change_everything(template: Path) -> None:
-    """Write the future: every file of the harness and every shared file is another."""
-    source = template / "template"
-    for path in [*source.rglob("*.py"), *source.rglob("*.py.jinja"), *source.rglob("*.md")]:
-        if path.stat().st_size:
-            append(path, "# of the future\n")
-    for path in source.rglob("*.md.jinja"):
-        append(path, "\nOf the future.\n")
-    (template / HARNESS / "future.py").write_text('"""New."""\n')
-    (source / "tests" / "unit" / "test_future.py").write_text("def test_future(): ...\n")
-    replace(template / HARNESS / "fingerprint.py", "FORMAT = 1\n", "FORMAT = 2\n")
-    write_sums(template)
-    append(template / "copier.yml", QUESTION)
-    configuration = source / "pyproject.toml.jinja"
-    replace(configuration, '"pytest-asyncio>=1.5.0"', '"pytest-asyncio>=1.5.0,<99"')
-    replace(configuration, 'minversion = "9.2"', 'minversion = "9.2" # {{ use_future }}')
-    for path in source.rglob("*ci.y*ml*"):
-        append(path, "# of the future\n")
-    append(source / "Makefile.jinja", "\n# of the future\n")
-    append(source / "compose.yaml.jinja", "# of the future\n")
-
-
-@pytest.fixture(scope="session")
-def versions(shared: Path, template: Path) -> Path:
-    """A repository of the template: the releases, the working tree, and the future."""
-
-    def make(repository: Path) -> None:
-        run("git", "clone", "--quiet", template, repository, cwd=template)
-        tag_releases(repository)
-        change_everything(repository)
-        commit(repository, "The future", FUTURE)
-
-    return made_once(shared / "versions", make)
 
 
 Scaffold = Callable[..., Project]
@@ -142,17 +89,6 @@ def scaffold(fresh: Rendered, tmp_path: Path, python: Path) -> Iterator[Scaffold
     remove_clusters(tmp_path)
 
 
-def update(project: Project, *options: str, to: str = FUTURE) -> str:
-    """Update it, asking nothing. Returns what Copier said."""
-    return copier("update", "--defaults", "-r", to, *options, cwd=project.path).output
-
-
-def unmerged(project: Project) -> list[str]:
-    """Files with conflicts, as the message after an update tells one to look for them."""
-    listed = project.run("git", "diff", "--name-only", "--diff-filter=U").output
-    return sorted(set(listed.splitlines()))
-
-
 def starting_points(repository: Path) -> list[str]:
     """The releases so far; before the first, the working tree."""
     return tag_releases(repository) or [PRESENT]
@@ -185,7 +121,10 @@ def live_in(project: Project) -> dict[str, bytes]:
         if is_users(name) and name.endswith((".py", ".md", ".toml")):
             note = "\n# Ours.\n" if not name.endswith(".md") else "\nOurs.\n"
             append(path / name, note)
-    for example in ("tests/workflow/test_life_of_a_customer.py", "tests/integration/test_isolation.py"):
+    for example in (
+        "tests/workflow/test_life_of_a_customer.py",
+        "tests/integration/test_isolation.py",
+    ):
         (path / example).unlink()
     append(path / "tests/conftest.py", "\n\n@pytest_asyncio.fixture\nasync def ours():\n    ...\n")
     ours = {

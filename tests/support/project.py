@@ -123,6 +123,15 @@ class Project:
         return Project(path, self.answers, self.python)
 
 
+def files(folder: Path) -> dict[str, bytes]:
+    """Each file of a project by its path, without what a run or git made."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not BYPRODUCTS & set(path.relative_to(folder).parts)
+    }
+
+
 def render(template: Path, project: Path, answers: Mapping[str, Any]) -> None:
     """Render the template with `answers` to `project`.
 

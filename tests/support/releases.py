@@ -6,6 +6,11 @@ import re
 from pathlib import Path
 
 from tests.support.command import run
+from tests.support.small import replace
+from tests.support.sums import HARNESS, write_sums
+
+FUTURE = "10000.0.0"
+"""Newer than the working tree."""
 
 HEADING = re.compile(r"^## \[(\d+\.\d+\.\d+)\] - (\d{4}-\d{2}-\d{2}|Unreleased)$", re.MULTILINE)
 
@@ -44,3 +49,33 @@ def commit(repository: Path, message: str, tag: str | None = None) -> None:
 def append(path: Path, text: str) -> None:
     """Add to the end of a file."""
     path.write_text(path.read_text() + text)
+
+
+QUESTION = """
+use_future:
+  type: bool
+  default: true
+  help: Something that nobody has thought of yet
+"""
+
+
+def change_everything(template: Path) -> None:
+    """Write the future: every file of the harness and every shared file is another."""
+    source = template / "template"
+    for path in [*source.rglob("*.py"), *source.rglob("*.py.jinja"), *source.rglob("*.md")]:
+        if path.stat().st_size:
+            append(path, "# of the future\n")
+    for path in source.rglob("*.md.jinja"):
+        append(path, "\nOf the future.\n")
+    (template / HARNESS / "future.py").write_text('"""New."""\n')
+    (source / "tests" / "unit" / "test_future.py").write_text("def test_future(): ...\n")
+    replace(template / HARNESS / "fingerprint.py", "FORMAT = 1\n", "FORMAT = 2\n")
+    write_sums(template)
+    append(template / "copier.yml", QUESTION)
+    configuration = source / "pyproject.toml.jinja"
+    replace(configuration, '"pytest-asyncio>=1.5.0"', '"pytest-asyncio>=1.5.0,<99"')
+    replace(configuration, 'minversion = "9.2"', 'minversion = "9.2" # {{ use_future }}')
+    for path in source.rglob("*ci.y*ml*"):
+        append(path, "# of the future\n")
+    append(source / "Makefile.jinja", "\n# of the future\n")
+    append(source / "compose.yaml.jinja", "# of the future\n")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import os
-import pkgutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tests.harness import environment
 from tests.harness.databases import Connection
 from tests.harness.errors import HarnessError
-from tests.harness.recipe import Recipe
+from tests.harness.recipe import Recipe, resolve
 
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
@@ -61,7 +60,7 @@ def fingerprint(connection: Connection, recipe: Recipe) -> Fingerprint:
 
 def metadata(recipe: Recipe) -> MetaData | None:
     """The service's `MetaData`, imported now."""
-    return pkgutil.resolve_name(recipe.metadata) if recipe.metadata else None
+    return resolve(recipe.metadata) if recipe.metadata else None
 
 
 def ddl(recipe: Recipe) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.harness.environment import Environment
 from tests.harness.errors import HarnessError
-from tests.harness.recipe import Recipe
+from tests.harness.recipe import Recipe, resolve
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
@@ -156,7 +155,7 @@ class Harness:
             from sqlalchemy import NullPool, event
             from sqlalchemy.ext.asyncio import AsyncEngine
 
-            found = pkgutil.resolve_name(self.recipe.engine)
+            found = resolve(self.recipe.engine)
             engine: AsyncEngine = found if isinstance(found, AsyncEngine) else found()
             if engine.driver != "asyncpg":
                 raise HarnessError(
@@ -182,7 +181,7 @@ class Harness:
         """The service's session factory."""
         from sqlalchemy.ext.asyncio import async_sessionmaker
 
-        found = pkgutil.resolve_name(self.recipe.session)
+        found = resolve(self.recipe.session)
         factory: async_sessionmaker[AsyncSession] = (
             found if isinstance(found, async_sessionmaker) else found()
         )

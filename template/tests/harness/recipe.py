@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pkgutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from tests.harness.errors import HarnessError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,3 +52,17 @@ def module(name: str, *arguments: str) -> list[str]:
 def script(path: str, *arguments: str) -> list[str]:
     """The command `python path …` with this interpreter."""
     return [sys.executable, path, *arguments]
+
+
+def resolve(name: str) -> Any:
+    """The object of the service that a recipe names, imported now.
+
+    Raises:
+        HarnessError: there is none, or its module can't be imported.
+    """
+    try:
+        return pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise HarnessError(
+            f"{name}, which tests/conftest.py names, can't be imported: {error}"
+        ) from error

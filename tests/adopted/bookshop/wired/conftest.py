@@ -1,0 +1,29 @@
+import pytest_asyncio
+from httpx import ASGITransport, AsyncClient
+
+from tests.harness import Recipe, script
+
+pytest_plugins = ["tests.harness.plugin", "tests.harness.valkey"]
+
+
+def pytest_harness_recipe() -> Recipe:
+    return Recipe(
+        engine="store:db",
+        session="store:Session",
+        metadata="store:Model.metadata",
+        commands=[script("load_books.py")],
+        sources=["load_books.py", "books.csv"],
+        seeded=["book"],
+    )
+
+
+@pytest_asyncio.fixture
+async def async_client(db_session):
+    from server import app
+
+    transport = ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
+        yield client

@@ -1,0 +1,120 @@
+"""`scope=harness`: services that were not made by this template, and get its harness.
+
+`adopted/` holds two of them, each in a style of its own; in `wired/` is what their developers write
+as docs/testing.md tells them, and their first tests with the harness.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.command import run
+from tests.support.copier import copier, unmerged, update
+from tests.support.embedded import remove_clusters
+from tests.support.project import ANSWERS_FILE, Project, files
+from tests.support.releases import FUTURE, append, commit
+from tests.support.template import FUTURE as PRESENT
+
+ADOPTED = Path(__file__).with_name("adopted")
+
+# A configuration block of docs/testing.md, to be merged into pyproject.toml.
+FRAGMENT = re.compile(r"^```toml\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Service:
+    """One of them: answers for the template, and how many tests it has in the end."""
+
+    name: str
+    answers: dict[str, str]
+    passed: int
+
+
+SERVICES = [
+    Service("ledger", {"package_name": "ledger", "use_redis": "false"}, passed=6),
+    Service("bookshop", {"package_name": "bookshop", "use_redis": "true"}, passed=5),
+]
+
+
+@pytest.fixture(params=SERVICES, ids=lambda service: service.name)
+def adopted(
+    request: pytest.FixtureRequest, versions: Path, tmp_path: Path, python: Path
+) -> Iterator[tuple[Service, Project]]:
+    """A service that was just given the harness, before anybody fills anything in."""
+    service: Service = request.param
+    path = tmp_path / service.name
+    shutil.copytree(ADOPTED / service.name, path, ignore=shutil.ignore_patterns("wired"))
+    run("git", "init", "--quiet", cwd=path)
+    commit(path, "A service")
+    before = files(path)
+    data = [word for name, answer in service.answers.items() for word in ("-d", f"{name}={answer}")]
+    copier("copy", "-d", "scope=harness", *data, "-r", PRESENT, versions, path, cwd=tmp_path)
+    after = files(path)
+    assert {name: after[name] for name in before} == before, "what was there is as it was"
+    added = {name for name in after if not name.startswith("tests/harness/")} - before.keys()
+    assert added == {ANSWERS_FILE, "docs/testing.md", "tests/__init__.py", "tests/conftest.py"}
+    yield service, Project.read(path, python)
+    remove_clusters(tmp_path)
+
+
+def wire(service: Service, project: Project) -> None:
+    """What its developers do next: as docs/testing.md says, under "Adopting the harness"."""
+    guide = (project.path / "docs" / "testing.md").read_text()
+    (fragment,) = FRAGMENT.findall(guide)
+    append(project.path / "pyproject.toml", f"\n{fragment}")
+    for path in (ADOPTED / service.name / "wired").glob("*.py"):
+        shutil.copy(path, project.path / "tests")
+    commit(project.path, "Test on a real Postgres")
+
+
+def test_adopted_service(adopted: tuple[Service, Project], monkeypatch: pytest.MonkeyPatch) -> None:
+    service, project = adopted
+    wire(service, project)
+    monkeypatch.setenv("PYTHONPATH", str(project.path / "src"))  # as if it were installed
+    assert "built in" in project.pytest("-v", passed=service.passed).golden()[1]
+    assert project.pytest("-v", "-n", "2", passed=service.passed).golden()[1] == "reused"
+
+    before = files(project.path)
+    update(project)
+    now = files(project.path)
+    assert not unmerged(project)
+    touched = {name for name in now.keys() | before if now.get(name) != before.get(name)}
+    others = {name for name in touched if not name.startswith("tests/harness/")}
+    assert others == {ANSWERS_FILE, "docs/testing.md"}
+    assert b"of the future" in now["tests/harness/golden.py"]
+    commit(project.path, f"Update to {FUTURE}")
+    assert "the harness changed" in project.pytest("-v", passed=service.passed).golden()[1]
+
+
+def test_what_is_not_filled_in_is_explained(
+    adopted: tuple[Service, Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, project = adopted
+    monkeypatch.setenv("PYTHONPATH", str(project.path / "src"))
+    wire(service, project)
+    recipe = project.path / "tests" / "conftest.py"
+    text = recipe.read_text()
+    for name in re.findall(r"(?:engine|session)=\"(.*)\"", text):
+        recipe.write_text(text.replace(name, "nowhere:nothing"))
+        said = project.tool("pytest", status=1).output
+        assert "INTERNALERROR" not in said
+        assert "nowhere:nothing, which tests/conftest.py names, can't be imported" in said
+
+
+def test_file_that_is_there_is_left_alone(versions: Path, tmp_path: Path) -> None:
+    path = tmp_path / "service"
+    (path / "tests").mkdir(parents=True)
+    (path / "docs").mkdir()
+    for name in ("tests/conftest.py", "docs/testing.md"):
+        (path / name).write_text("# Ours.\n")
+    data = ["-d", "scope=harness", "-d", "use_redis=false"]
+    copier("copy", "--defaults", *data, "-r", PRESENT, versions, path, cwd=tmp_path)
+    for name in ("tests/conftest.py", "docs/testing.md"):
+        assert (path / name).read_text() == "# Ours.\n"
+    assert (path / "tests" / "harness" / "plugin.py").is_file()
