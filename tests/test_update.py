@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,14 @@ import pytest
 
 from tests.support.command import run
 from tests.support.copier import copier, unmerged, update
-from tests.support.embedded import remove_clusters
+from tests.support.embedded import remove_clusters, servers
 from tests.support.once import made_once
 from tests.support.project import ANSWERS_FILE, Project, files
 from tests.support.releases import FUTURE, append, commit, tag_releases
 from tests.support.small import replace
 from tests.support.sums import HARNESS, write_sums
 from tests.support.template import FUTURE as PRESENT
-from tests.variants import ALL_OFF, DEFAULTS, LLM
+from tests.variants import ALL_OFF, DEFAULTS, FEATURES, LLM
 
 # The default variant, all off, and two mixed ones.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -41,6 +41,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "no assistant, no auth": {"use_assistant": False, "use_auth": False, "ci": "none"},
 }
+
+INITIAL = "migrations/versions/0001_initial.py"
+
+
+def quick(*names: str, of: Iterable[str]) -> list[Any]:
+    """Parameters of which these run always, the others where there is time."""
+    return [n if n in names else pytest.param(n, marks=pytest.mark.slow) for n in of]
+
 
 # Whose they are: an update never touches them.
 USERS = (
@@ -94,7 +102,7 @@ def starting_points(repository: Path) -> list[str]:
     return tag_releases(repository) or [PRESENT]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", quick("defaults", "all off", of=VARIANTS))
 def test_untouched_project_becomes_a_fresh_one(
     variant: str, scaffold: Scaffold, fresh: Rendered, versions: Path
 ) -> None:
@@ -152,7 +160,7 @@ def live_in(project: Project) -> dict[str, bytes]:
     return {name: text for name, text in files(path).items() if is_users(name)}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", quick("defaults", "no redis, other names", of=VARIANTS))
 def test_project_that_has_lived(variant: str, scaffold: Scaffold, versions: Path) -> None:
     project = scaffold(starting_points(versions)[0], **VARIANTS[variant])
     before = live_in(project)
@@ -175,7 +183,7 @@ def test_project_that_has_lived(variant: str, scaffold: Scaffold, versions: Path
 
 
 @pytest.mark.parametrize("variant", ["defaults", "all off"])
-@pytest.mark.parametrize("feature", ["use_auth", "use_redis", "use_pgvector", "use_assistant"])
+@pytest.mark.parametrize("feature", quick("use_redis", of=FEATURES))
 def test_feature_is_switched(
     feature: str, variant: str, scaffold: Scaffold, fresh: Rendered
 ) -> None:
@@ -186,7 +194,23 @@ def test_feature_is_switched(
     assert not unmerged(project)
     expected = files(fresh(PRESENT, **switched))
     now = files(project.path)
-    assert [n for n in now.keys() | expected if now.get(n) != expected.get(n)] == []
+    differ = {n for n in now.keys() | expected if now.get(n) != expected.get(n)}
+    assert differ <= {INITIAL}, "all but history"
+
+
+def test_switched_feature_gets_a_migration(scaffold: Scaffold) -> None:
+    """As the message after the update says."""
+    project = scaffold(PRESENT, use_assistant=False, use_auth=False)
+    before = files(project.path)[INITIAL]
+    assert "alembic revision" in update(project, "--data", "use_auth=true", to=PRESENT)
+    assert files(project.path)[INITIAL] == before
+    test = ["--no-cov", "tests/integration/test_migrations.py"]
+    project.pytest(*test, status=1, passed=2, failed=1)
+    with servers(project) as urls:
+        project.tool("alembic", "upgrade", "head", env=urls)
+        revise = ["revision", "--autogenerate", "--rev-id", "0002", "-m", "accounts"]
+        project.tool("alembic", *revise, env=urls)
+    project.pytest(*test, passed=3)
 
 
 def test_feature_that_was_edited_is_not_lost_silently(scaffold: Scaffold) -> None:

@@ -69,7 +69,6 @@ def change_everything(template: Path) -> None:
         append(path, "\nOf the future.\n")
     (template / HARNESS / "future.py").write_text('"""New."""\n')
     (source / "tests" / "unit" / "test_future.py").write_text("def test_future(): ...\n")
-    replace(template / HARNESS / "fingerprint.py", "FORMAT = 1\n", "FORMAT = 2\n")
     write_sums(template)
     append(template / "copier.yml", QUESTION)
     configuration = source / "pyproject.toml.jinja"

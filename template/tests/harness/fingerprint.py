@@ -13,14 +13,11 @@ from typing import TYPE_CHECKING, Any
 from tests.harness import environment
 from tests.harness.databases import Connection
 from tests.harness.errors import HarnessError
+from tests.harness.integrity import sums
 from tests.harness.recipe import Recipe, resolve
 
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
-
-FORMAT = 1
-"""Raised when this harness builds golden databases differently."""
-
 
 @dataclass(frozen=True)
 class Fingerprint:
@@ -45,7 +42,7 @@ def fingerprint(connection: Connection, recipe: Recipe) -> Fingerprint:
         HarnessError: a source or an extension of the recipe does not exist.
     """
     parts = {
-        "the harness": _hash([str(FORMAT).encode()]),
+        "the harness": _hash(sum_.encode() for sum_ in sums(Path(__file__).parent).values()),
         "the server": _hash(_server(connection)),
         "the extensions": _hash(_extensions(connection, recipe.extensions)),
         "the recipe": _hash(_recipe(recipe)),
