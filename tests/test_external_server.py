@@ -1,84 +1,50 @@
-"""`TEST_DATABASE_URL`: a rendered service's tests on a Postgres of the machine's own.
+"""`TEST_DATABASE_URL`: a rendered service's tests on a Postgres of the user's own.
 
-Needs a server's programs, from Debian's packages or named by META_POSTGRES_BIN.
+That is an installed one, from Debian's packages or named by META_POSTGRES_BIN, where there is one;
+or else the programs of the embedded one, run as a server of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import pytest
+from contextlib import contextmanager
 
 from tests.conftest import Render
 from tests.support import postgres
+from tests.support.postgres import Server
 from tests.support.project import Project
-from tests.variants import DEFAULTS, LLM, ONE_FILE, VARIANTS
+from tests.variants import DEFAULTS, LLM, VARIANTS
 
 
-def server(*, pgvector: bool) -> Iterator[str]:
-    """Run an installed Postgres, or skip the test."""
-    binaries = postgres.installed(pgvector=pgvector)
-    if binaries is None:
-        pytest.skip(
-            "no Postgres is installed"
-            + (" with pgvector (postgresql-…-pgvector)" if pgvector else "")
-            + "; META_POSTGRES_BIN names the folder of another's programs"
-        )
-    with postgres.running(binaries) as url:
-        yield url
+@contextmanager
+def running(project: Project, *, pgvector: bool) -> Iterator[Server]:
+    """A new server, and a role on it that may do what it needs and no more."""
+    installed = postgres.installed(pgvector=pgvector)
+    with postgres.packaged(project) as binaries, postgres.running(installed or binaries) as server:
+        # pgvector takes a superuser; nothing else does.
+        server.sql(f"CREATE ROLE runner LOGIN CREATEDB {'SUPERUSER' if pgvector else ''}")
+        yield server
 
 
-@pytest.fixture
-def url() -> Iterator[str]:
-    """The URL of a new server with pgvector."""
-    yield from server(pgvector=True)
+def test_suite_is_green_and_touches_nothing_foreign(project: Project) -> None:
+    with running(project, pgvector=True) as server:
+        before = server.catalogs()
+        counts = {"passed": DEFAULTS.passed, "skipped": LLM}
+        env = {"TEST_DATABASE_URL": server.url("runner", scheme="postgres")}
+        golden, story = project.pytest("--no-cov", env=env, **counts).golden()
+        assert "built" in story
+        env = {"TEST_DATABASE_URL": server.url("runner")}
+        parallel = project.pytest("--no-cov", "-n", "2", env=env, **counts)
+        assert parallel.golden() == (golden, "reused")
+        names = server.sql("SELECT datname FROM pg_database WHERE datname ~ '^app'")
+        assert names == [golden], "it alone stays"
+        project.tool("tests.harness", "clean", env=env)
+        assert server.catalogs() == before
 
 
-@pytest.fixture
-def plain_url() -> Iterator[str]:
-    """The URL of a new server that may lack pgvector."""
-    yield from server(pgvector=False)
-
-
-def test_suite_is_green_and_touches_nothing_foreign(url: str, project: Project) -> None:
-    env = {"TEST_DATABASE_URL": url}
-    query(project, url, "CREATE DATABASE app_w_precious")
-    counts = {"passed": DEFAULTS.passed, "skipped": LLM}
-    assert "built" in project.pytest("--no-cov", env=env, **counts).golden()[1]
-    assert project.pytest("--no-cov", "-n", "2", env=env, **counts).golden()[1] == "reused"
-    databases = query(project, url, "SELECT datname FROM pg_database WHERE datname ~ '^app'")
-    assert "app_w_precious" in databases
-    assert len(databases) == 2, "but for that one, the golden database alone stays"
-    assert query(project, url, "SELECT name FROM pg_settings WHERE source = 'database'") == []
-
-
-def test_service_without_pgvector_needs_a_server_without_it(
-    plain_url: str, rendered: Render
-) -> None:
+def test_service_without_pgvector_needs_a_server_without_it(rendered: Render) -> None:
     variant = VARIANTS["no pgvector"]
     service = rendered(**variant.answers)
-    service.pytest(
-        "--no-cov", env={"TEST_DATABASE_URL": plain_url}, passed=variant.passed, skipped=LLM
-    )
-
-
-def test_missing_pgvector_is_explained(plain_url: str, project: Project) -> None:
-    if postgres.installed(pgvector=True) == postgres.installed(pgvector=False):
-        pytest.skip("the installed Postgres has pgvector")
-    env = {"TEST_DATABASE_URL": plain_url}
-    done = project.tool("pytest", *ONE_FILE[0], env=env, timeout=20, status=None)
-    assert done.status not in (0, 5)
-    assert "vector" in done.output
-    assert "Traceback" not in done.output
-
-
-def query(project: Project, url: str, statement: str) -> list[str]:
-    """Run SQL by the project's own psycopg. Returns the first column."""
-    code = (
-        "import psycopg, sys\n"
-        "with psycopg.connect(sys.argv[1], autocommit=True) as connection:\n"
-        "    cursor = connection.execute(sys.argv[2])\n"
-        "    print(*(row[0] for row in (cursor if cursor.description else [])), sep='\\n')\n"
-    )
-    plain = url.replace("+asyncpg", "")
-    return project.run(project.python, "-c", code, plain, statement).output.split()
+    with running(service, pgvector=False) as server:
+        env = {"TEST_DATABASE_URL": server.url("runner")}
+        service.pytest("--no-cov", "-n", "2", env=env, passed=variant.passed, skipped=LLM)

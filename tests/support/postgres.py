@@ -1,19 +1,80 @@
-"""A Postgres of the machine's own, such as Debian's packages bring, on a loopback port."""
+"""A Postgres beside the embedded one, on a loopback port: what `TEST_DATABASE_URL` names."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+
+from tests.support.project import Project
 
 FAST = ["-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off"]
+
+# Everybody on this machine is trusted, but for one role that must show a password.
+HBA = """\
+host all locked all scram-sha-256
+host all all 127.0.0.1/32 trust
+host replication all 127.0.0.1/32 trust
+"""
+
+# All that a server holds outside of its databases, but for what counts up by itself.
+_CATALOGS = {
+    "pg_authid": "rolname",
+    "pg_auth_members": "roleid, member",
+    "pg_database": "datname",
+    "pg_db_role_setting": "setdatabase, setrole",
+    "pg_shdescription": "objoid, classoid",
+    "pg_shseclabel": "objoid, classoid",
+    "pg_tablespace": "spcname",
+}
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    binaries: Path
+    data: Path
+    port: int
+
+    def url(
+        self, user: str = "tester", database: str = "postgres", scheme: str = "postgresql+asyncpg"
+    ) -> str:
+        """The URL of a database on it."""
+        name = quote(database, safe="")
+        return f"{scheme}://{user}@127.0.0.1:{self.port}/{name}"
+
+    def sql(self, statement: str, database: str = "postgres", user: str = "tester") -> list[str]:
+        """Run SQL by psql. Returns a line for each row."""
+        url = self.url(user, database, "postgresql")
+        done = subprocess.run(
+            [str(self.binaries / "psql"), "-XqAt", "-v", "ON_ERROR_STOP=1", "-c", statement, url],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, f"{statement}\n{done.stderr}"
+        return done.stdout.splitlines()
+
+    def catalogs(self) -> dict[str, list[str]]:
+        """Its databases, roles, settings and comments, row by row."""
+        return {
+            name: self.sql(
+                f"SELECT to_jsonb(c) - 'datfrozenxid' - 'datminmxid' FROM {name} c ORDER BY {order}"
+            )
+            for name, order in _CATALOGS.items()
+        }
 
 
 def installed(*, pgvector: bool) -> Path | None:
@@ -25,40 +86,85 @@ def installed(*, pgvector: bool) -> Path | None:
 
 
 @contextmanager
-def running(binaries: Path) -> Iterator[str]:
-    """Run a new, empty server and give the URL of its maintenance database."""
-    home = Path(tempfile.mkdtemp(prefix="meta-postgres-"))
-    as_server = _unprivileged(home)
-    port = _free_port()
+def packaged(project: Project) -> Iterator[Path]:
+    """The folder of the programs that the embedded server is made of, readable for everybody."""
+    code = (
+        "import sys; from pathlib import Path; import tests; from tests.harness import server;"
+        "print(server.binaries(Path(sys.argv[1])))"
+    )
+    home = Path(tempfile.mkdtemp(prefix="meta-programs-"))
+    home.chmod(0o755)
     try:
-        subprocess.run(
-            [binaries / "initdb", "-D", home / "data", "-U", "tester", "-A", "trust", "--no-sync"],
-            check=True,
-            capture_output=True,
-            cwd="/",
-            timeout=120,
-            **as_server,
-        )
-        with (home / "log").open("wb") as log:
-            server = subprocess.Popen(
-                [
-                    *(binaries / "postgres", "-D", home / "data", "-p", str(port)),
-                    *("-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="),
-                    *FAST,
-                ],
-                stdout=log,
-                stderr=log,
-                cwd="/",
-                **as_server,
-            )
-        try:
-            _wait_for(port, server, home / "log")
-            yield f"postgresql+asyncpg://tester@127.0.0.1:{port}/postgres"
-        finally:
-            server.terminate()
-            server.wait(timeout=30)
+        yield Path(project.run(project.python, "-c", code, home).output.strip())
+    finally:
+        shutil.rmtree(home)
+
+
+@contextmanager
+def running(binaries: Path, *settings: str) -> Iterator[Server]:
+    """Run a new, empty server with some settings (`name=value`). Its superuser is `tester`."""
+    with _home() as home:
+        data = home / "data"
+        _call(binaries / "initdb", "-D", data, "-U", "tester", "-A", "trust", "--no-sync")
+        (data / "pg_hba.conf").write_text(HBA)
+        with _serving(binaries, data, settings) as server:
+            yield server
+
+
+@contextmanager
+def standby(primary: Server) -> Iterator[Server]:
+    """Run a replica of a server."""
+    with _home() as home:
+        data = home / "data"
+        where = ["--host=127.0.0.1", f"--port={primary.port}", "--username=tester"]
+        backup = primary.binaries / "pg_basebackup"
+        _call(backup, "-D", data, "--write-recovery-conf", "--no-sync", "-c", "fast", *where)
+        with _serving(primary.binaries, data, []) as server:
+            yield server
+
+
+@contextmanager
+def _home() -> Iterator[Path]:
+    home = Path(tempfile.mkdtemp(prefix="meta-postgres-"))
+    try:
+        if os.geteuid() == 0:
+            shutil.chown(home, "nobody")
+        yield home
     finally:
         shutil.rmtree(home, ignore_errors=True)
+
+
+@contextmanager
+def _serving(binaries: Path, data: Path, settings: Sequence[str]) -> Iterator[Server]:
+    port, log = free_port(), data.parent / "log"
+    options = [word for setting in settings for word in ("-c", setting)]
+    with log.open("wb") as output:
+        command: list[str | Path] = [binaries / "postgres", "-D", data, "-p", str(port)]
+        only_here = ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
+        process = subprocess.Popen(
+            [*command, *FAST, *only_here, *options],
+            stdout=output,
+            stderr=output,
+            cwd="/",
+            **unprivileged(),
+        )
+    try:
+        wait_until_ready(binaries, port, process, log)
+        yield Server(binaries, data, port)
+    finally:
+        process.send_signal(signal.SIGINT)  # not waiting for sessions to end
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(timeout=30)
+
+
+def _call(*command: str | Path) -> None:
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd="/", timeout=120, check=False, **unprivileged()
+    )
+    assert done.returncode == 0, f"{command}\n{done.stderr}"
 
 
 def _has_pgvector(binaries: Path) -> bool:
@@ -67,25 +173,26 @@ def _has_pgvector(binaries: Path) -> bool:
     return (Path(share) / "extension" / "vector.control").exists()
 
 
-def _unprivileged(home: Path) -> dict[str, Any]:
+def unprivileged() -> dict[str, Any]:
     """Arguments for `subprocess`: Postgres refuses to run as root."""
-    if os.geteuid() != 0:
-        return {}
-    shutil.chown(home, "nobody")
-    return {"user": "nobody", "extra_groups": []}
+    return {"user": "nobody", "extra_groups": []} if os.geteuid() == 0 else {}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback address on which nobody listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and server.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
+def wait_until_ready(
+    binaries: Path, port: int, process: subprocess.Popen[bytes], log: Path | None = None
+) -> None:
+    """Wait until a server on this machine accepts connections."""
+    ready: list[str | Path] = [binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if subprocess.run(ready, check=False).returncode == 0:
+            return
         time.sleep(0.05)
-    raise AssertionError(f"Postgres did not start:\n{log.read_text()}")
+    raise AssertionError(f"it did not start:\n{log.read_text() if log else ''}")
