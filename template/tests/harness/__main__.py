@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.harness import databases, environment, server
+from tests.harness import databases, environment, guard, server
 from tests.harness.databases import Connection, Database
 from tests.harness.errors import HarnessError
 
@@ -44,6 +44,7 @@ def main() -> int:
     end = words.index("--") if "--" in words else len(words)
     options = parser.parse_args(words[:end], argparse.Namespace(psql_arguments=words[end + 1 :]))
     try:
+        guard.check_url(environment.current)
         return int(options.run(options) or 0)
     except HarnessError as error:
         print(error, file=sys.stderr)
@@ -54,7 +55,8 @@ def _status(_: argparse.Namespace) -> None:
     current = environment.current
     if current.external_url:
         print("server: TEST_DATABASE_URL")
-        _list_databases(databases.connect(current))
+        with databases.connect(current) as connection:
+            _list_databases(connection)
         return
     for base in environment.bases():
         for home in sorted(base.glob("*")):
@@ -130,11 +132,14 @@ def _clean(_: argparse.Namespace) -> None:
     current = environment.current
     if current.external_url:
         with databases.connect(current) as connection:
+            guard.check_server(connection)
             databases.hold_run(connection, current.run)
-            dropped = databases.sweep(connection, current.run, kept=0)
+            dropped, left = databases.sweep(connection, current.run, kept=0)
             golden = [d for d in databases.ours(connection) if d.kind == "g"]
             databases.drop(connection, golden)
             print(f"dropped {len(dropped) + len(golden)} databases")
+        if left:
+            raise HarnessError("\n".join(left))
         return
     cluster = server.EmbeddedServer(current.home)
     if not current.home.exists():

@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import re
 import time
+import weakref
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import psycopg
 from psycopg import sql
@@ -71,32 +74,92 @@ class Database:
 APPLICATION = "tests.harness"
 """Begin of the `application_name` of the harness's own connections."""
 
+FULL = re.compile("too many (?:clients|connections)|connection slots")
+"""What a server says when all its connections are taken."""
+
+_FULL_SECONDS = 10.0  # that a run waits for others to close connections
+
+_opened: weakref.WeakSet[Connection] = weakref.WeakSet()
+"""This process's connections: one of them can tell who holds all the others."""
+
 
 def connect(environment: Environment, database: str = MAINTENANCE) -> Connection:
     """An autocommit connection to a database of the tests' server.
+
+    Where all connections are taken, waits for one.
 
     Raises:
         HarnessError: the server can't be reached, or refuses.
     """
     name = f"{APPLICATION} {environment.run} {environment.worker}"
-    try:
-        return psycopg.connect(
-            environment.conninfo(database),
-            autocommit=True,
-            connect_timeout=3,
-            application_name=name,
-        )
-    except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
-        raise HarnessError(_cannot_connect(environment, database, str(error).strip())) from error
+    deadline = time.monotonic() + _FULL_SECONDS
+    while True:
+        try:
+            connection = psycopg.connect(
+                environment.conninfo(database),
+                autocommit=True,
+                connect_timeout=3,
+                application_name=name,
+            )
+        except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
+            full = FULL.search(str(error))
+            if full and time.monotonic() < deadline:
+                time.sleep(0.1)
+                continue
+            reason = _without_password(str(error).strip(), environment)
+            if full:
+                reason += f"\nWaited {_FULL_SECONDS:.0f} s for one. {holders(environment)}"
+            # The cause without its traceback: pytest shows arguments there, a password among them.
+            raise HarnessError(_cannot_connect(environment, database, reason)) from (
+                type(error)(reason)
+            )
+        _opened.add(connection)
+        return connection
 
 
 def _cannot_connect(environment: Environment, database: str, reason: str) -> str:
-    where = (
-        "TEST_DATABASE_URL"
-        if environment.external_url
-        else f"the embedded server in {environment.home}"
+    if environment.external_url is None:
+        return f"No connection to {database!r} on the tests' embedded server in {environment.home}:\n{reason}"
+    where = re.sub("^[^:]*://(?:[^@/]*@)?|[/?].*", "", environment.external_url)
+    return (
+        f"No connection to {database!r}, from where the harness works, on the server of TEST_DATABASE_URL"
+        f"{where and f' ({where})'}:\n{reason}\n"
+        "Correct TEST_DATABASE_URL or the server, or unset the variable to use the embedded server."
     )
-    return f"The tests' database server ({where}) refuses a connection to {database!r}:\n{reason}"
+
+
+def _without_password(text: str, environment: Environment) -> str:
+    """Some errors quote the URL."""
+    found = re.search("://[^@/]*?:([^@]+)@", environment.external_url or "")
+    for secret in {found[1], unquote(found[1])} if found else ():
+        text = text.replace(secret, "***")
+    return text
+
+
+def holders(environment: Environment) -> str:
+    """How many connections there may be, and who holds them, as far as that can be seen."""
+    for connection in list(_opened):
+        if connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+            rows = connection.execute(
+                """
+                SELECT format('  %s of %s in %s: process %s', count(*), coalesce(nullif(application_name, ''), 'unnamed'),
+                              coalesce(datname, 'no database'), array_to_string((array_agg(pid ORDER BY pid))[:5], ', ')
+                              || CASE WHEN count(*) > 5 THEN ', …' ELSE '' END)
+                FROM pg_stat_activity WHERE usesysid IS NOT NULL
+                GROUP BY application_name, datname ORDER BY count(*) DESC LIMIT 10
+                """
+            ).fetchall()
+            limit = connection.execute("SHOW max_connections").fetchone()
+            assert limit is not None
+            return f"All {limit[0]} (max_connections) are held:\n" + "\n".join(r[0] for r in rows)
+    if environment.external_url is None:
+        from tests.harness.server import EmbeddedServer
+
+        return EmbeddedServer(environment.home).holders()
+    return (
+        "Who holds them, a superuser can see, for whom the last ones are reserved:\n"
+        "  SELECT pid, usename, application_name, datname, state FROM pg_stat_activity"
+    )
 
 
 def ours(connection: Connection) -> list[Database]:
@@ -128,58 +191,80 @@ def create(connection: Connection, name: str, template: str) -> None:
     )
 
 
-def drop(connection: Connection, databases: Iterable[Database]) -> None:
-    """Drop databases that `ours` returned.
+def drop(connection: Connection, databases: Iterable[Database], timeout: float = 5) -> None:
+    """Drop databases that `ours` returned: all that can be.
 
     Raises:
-        HarnessError: somebody else is connected and can't be disconnected; names them.
+        HarnessError: somebody else is connected and can't be disconnected within `timeout` seconds;
+            names them.
     """
+    problems = []
     for database in databases:
         name = sql.Identifier(database.name)
         if database.kind == "g" and database.valid:
             connection.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(name))
         try:
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
-        except (psycopg.errors.ObjectInUse, psycopg.errors.InsufficientPrivilege) as error:
-            raise HarnessError(_occupied(connection, database.name)) from error
+        except (psycopg.errors.ObjectInUse, psycopg.errors.InsufficientPrivilege):
+            # A superuser's session, or one of the server's own, which it ends for any owner.
+            try:
+                disconnect(connection, database.name, timeout)
+                connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(name))
+            except HarnessError as error:
+                problems.append(str(error))
+            except psycopg.errors.ObjectInUse:
+                problems.append(_occupied(connection, database.name))
+    if problems:
+        raise HarnessError("\n".join(problems))
 
 
 def disconnect(connection: Connection, name: str, timeout: float = 5) -> None:
     """End all sessions of a database of ours and wait until they are gone.
 
+    One that we may not end, such as a superuser's, may leave by itself.
+
     Raises:
-        HarnessError: one can't be ended within `timeout` seconds; names it.
+        HarnessError: there is one left after `timeout` seconds; names it.
     """
     deadline = time.monotonic() + timeout
-    sessions = "FROM pg_stat_activity WHERE datname = %s"
-    while connection.execute(f"SELECT 1 {sessions} LIMIT 1", (name,)).fetchone():
-        try:
-            connection.execute(f"SELECT pg_terminate_backend(pid, 500) {sessions}", (name,))
-        except psycopg.errors.InsufficientPrivilege as error:
-            raise HarnessError(_occupied(connection, name)) from error
+    while pids := connection.execute(
+        # The server's own, such as those of autovacuum, have no user, and give way by themselves.
+        "SELECT pid FROM pg_stat_activity WHERE datname = %s AND usesysid IS NOT NULL",
+        (name,),
+    ).fetchall():
+        for pid in pids:
+            with suppress(psycopg.errors.InsufficientPrivilege):
+                connection.execute("SELECT pg_terminate_backend(%s)", pid)
         if time.monotonic() > deadline:
             raise HarnessError(_occupied(connection, name))
+        time.sleep(0.005)
 
 
 def _occupied(connection: Connection, name: str) -> str:
-    return f"{name} is needed, but these sessions can't be ended:\n{describe_sessions(connection, name)}"
+    who = "\n".join(describe_sessions(connection, name, ours=True))
+    return f"{name} is to be dropped, renamed or cloned, but these sessions of it can't be ended. Close them:\n{who}"
 
 
-def describe_sessions(connection: Connection, database: str) -> str:
-    """Who, but for the harness, is connected to a database: a line for each session.
+def describe_sessions(connection: Connection, database: str, *, ours: bool = False) -> list[str]:
+    """Who is connected to a database, a line each: process, program, state and last query.
 
-    A line holds the process, the program, the state and the last query.
+    Args:
+        connection: to any database of the server.
+        database: its name.
+        ours: the harness's own sessions, too.
     """
     rows = connection.execute(
         """
         SELECT format('  process %%s, %%s, %%s: %%s', pid, coalesce(nullif(application_name, ''), 'unnamed'),
-                      coalesce(state, backend_type), left(regexp_replace(query, '\\s+', ' ', 'g'), 200))
+                      coalesce(state, backend_type, 'of ' || usename),
+                      left(regexp_replace(query, '\\s+', ' ', 'g'), 200))
         FROM pg_stat_activity
-        WHERE datname = %s AND NOT starts_with(application_name, %s) ORDER BY pid
+        WHERE datname = %s AND usesysid IS NOT NULL AND (%s OR NOT starts_with(application_name, %s))
+        ORDER BY pid
         """,
-        (database, APPLICATION),
+        (database, ours, APPLICATION),
     ).fetchall()
-    return "\n".join(row[0] for row in rows)
+    return [row[0] for row in rows]
 
 
 def deferred_constraints(connection: Connection) -> list[str]:
@@ -235,28 +320,31 @@ def build_lock_holder(connection: Connection, fingerprint: str) -> str:
     return row[0] if row else "nobody any more"
 
 
-def sweep(connection: Connection, run: str, *, kept: int = 5) -> list[str]:
+def sweep(connection: Connection, run: str, *, kept: int = 5) -> tuple[list[str], list[str]]:
     """Drop what dead runs left behind, but for the newest databases kept for the user.
 
     Returns:
-        The names that were dropped.
+        The names that were dropped, and what is in the way of others.
     """
     found = [d for d in ours(connection) if d.run not in (None, run)]
-    keep = [d for d in found if d.kind == "k"][-kept:]
-    dropped = []
+    keep = [d for d in found if d.kind == "k"][-kept:] if kept else []
+    leftovers, problems = [], []
     for dead in {d.run for d in found if d.run}:
         row = connection.execute(
             "SELECT pg_try_advisory_lock(%s, %s)", (_RUN_LOCK, _key(dead))
         ).fetchone()
         if row != (True,):
             continue  # it lives
+        mine = [d for d in found if d.run == dead and d not in keep]
+        leftovers += mine
         try:
-            leftovers = [d for d in found if d.run == dead and d not in keep]
-            drop(connection, leftovers)
-            dropped += [d.name for d in leftovers]
+            drop(connection, mine, timeout=0.5)
+        except HarnessError as error:  # of no concern to this run
+            problems.append(str(error))
         finally:
             connection.execute("SELECT pg_advisory_unlock(%s, %s)", (_RUN_LOCK, _key(dead)))
-    return dropped
+    there = {d.oid for d in ours(connection)} if problems else set()
+    return [d.name for d in leftovers if d.oid not in there], problems
 
 
 def _key(name: str) -> int:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode
 
 from tests.harness.errors import HarnessError
 
@@ -35,10 +37,19 @@ _LIMITS = {
 
 _SOCKET_PATH_MAX = 100  # Linux allows 107 bytes, macOS 103
 
+_PAST_THE_URL = ("PGHOSTADDR", "PGSERVICE")
+"""Where these are set, psql's library connects elsewhere than a URL says."""
+
+# What stands before the database. What is not like it stays as it is, and the guard refuses it.
+_URL = re.compile(r"^[^:/]+://([^/?#]*)(?:/[^?#]*)?")
+_REDIS_URL = re.compile(r"^(rediss?://[^/?#]*)/?([0-9]*)")
+
 
 @dataclass(frozen=True)
 class Environment:
     """What is fixed from the first import to the end of the process.
+
+    Its representation, which pytest shows with a traceback, holds no password.
 
     Attributes:
         run: eight hex digits, shared by the workers of one run.
@@ -55,10 +66,10 @@ class Environment:
     run: str
     worker: str
     home: Path
-    external_url: str | None
-    external_redis_url: str | None
-    application_url: str | None
-    application_redis_url: str | None
+    external_url: str | None = field(repr=False)
+    external_redis_url: str | None = field(repr=False)
+    application_url: str | None = field(repr=False)
+    application_redis_url: str | None = field(repr=False)
     variable: str
     limits: dict[str, str]
 
@@ -72,8 +83,7 @@ class Environment:
         if self.external_url is None:
             query = urlencode({"host": str(self.home / "socket"), "port": PORT}, safe="/")
             return f"{driver}://postgres@/{quote(database)}?{query}"
-        parts = urlsplit(self.external_url)
-        return urlunsplit(parts._replace(path="/" + quote(database)))
+        return _URL.sub(lambda url: f"{driver}://{url[1]}/{quote(database)}", self.external_url)
 
     def conninfo(self, database: str) -> str:
         """The same for libpq: psql and psycopg."""
@@ -91,10 +101,17 @@ class Environment:
         """The URL of the worker's Redis. Never database 0 of a server that others use."""
         if self.external_redis_url is None:
             return f"unix://{quote(str(self.redis_socket))}?db=1"
-        parts = urlsplit(self.external_redis_url)
-        first = max(1, int(parts.path.strip("/") or 0))
-        number = first + int(self.worker.removeprefix("gw") if self.worker != "main" else 0)
-        return urlunsplit(parts._replace(path=f"/{number}"))
+        url, _, query = self.external_redis_url.partition("?")
+        if url.startswith("unix:"):
+            parameters = dict(parse_qsl(query))
+            parameters["db"] = self._redis_number(parameters.get("db"))
+            query = urlencode(parameters)
+        url = _REDIS_URL.sub(lambda found: f"{found[1]}/{self._redis_number(found[2])}", url)
+        return f"{url}?{query}" if query else url
+
+    def _redis_number(self, first: str | None) -> str:
+        worker = int(self.worker.removeprefix("gw")) if self.worker != "main" else 0
+        return str(max(1, int(first) if first and first.isdecimal() else 0) + worker)
 
 
 current: Environment
@@ -124,9 +141,11 @@ def prepare(
         variable=database_url,
         limits={} if _is_debugged() else _LIMITS,
     )
-    os.environ[database_url] = current.url(current.database)
+    for name in _PAST_THE_URL:
+        os.environ.pop(name, None)
+    _set(database_url, current.url(current.database))
     if redis_url:
-        os.environ[redis_url] = current.redis_url
+        _set(redis_url, current.redis_url)
     os.environ.update(variables)
     return current
 
@@ -137,9 +156,26 @@ def _own(variable: str) -> str | None:
     if kept not in os.environ:
         from dotenv import dotenv_values
 
-        own = os.environ.get(variable) or dotenv_values(ROOT / ".env").get(variable)
-        os.environ[kept] = own or ""
+        found = [
+            values[name]
+            for values in (dotenv_values(ROOT / ".env"), os.environ)
+            for name in _spellings(variable, values)
+        ]
+        os.environ[kept] = next((value for value in reversed(found) if value), "")
     return os.environ[kept] or None
+
+
+def _set(variable: str, value: str) -> None:
+    """Set a variable of the service, in whatever case it was set before."""
+    for name in _spellings(variable, os.environ):
+        del os.environ[name]
+    os.environ[variable] = value
+
+
+def _spellings(variable: str, names: Iterable[str]) -> list[str]:
+    """Which of these names pydantic-settings takes for a variable, the exact one last."""
+    found = [name for name in names if name.upper() == variable.upper()]
+    return sorted(found, key=lambda name: name == variable)
 
 
 def _identity() -> tuple[str, str]:

@@ -34,13 +34,13 @@ def enterprise_database_setup(request: pytest.FixtureRequest) -> Harness | None:
     else:
         return harness
     request.session.shouldfail = "there is no database for the tests"
-    if request.config.get_verbosity() > 1:  # -vv: with the cause
+    if request.config.get_verbosity() > 1 or request.config.option.tbstyle == "long":
         raise failure
     pytest.fail(str(failure), pytrace=False)
 
 
-def _ready(harness: Harness | None) -> Harness:
-    if harness is None:
+def _ready(harness: Harness | None, request: pytest.FixtureRequest) -> Harness:
+    if harness is None or not needs_database(request.node):
         pytest.fail("A test marked unit asks for a database: mark it integration.", pytrace=False)
     return harness
 
@@ -64,7 +64,7 @@ async def db_session(
     All that the service does through its engine happens in that transaction, whatever it commits.
     In a test marked `own_database`, everything is real instead.
     """
-    harness = _ready(enterprise_database_setup)
+    harness = _ready(enterprise_database_setup, request)
     if request.node.get_closest_marker("own_database"):
         async with harness.sessionmaker() as session:
             yield session
@@ -83,7 +83,9 @@ async def db_session(
 
 
 @pytest_asyncio.fixture
-async def db_engine(enterprise_database_setup: Harness | None) -> AsyncIterator[AsyncEngine]:
+async def db_engine(
+    request: pytest.FixtureRequest, enterprise_database_setup: Harness | None
+) -> AsyncIterator[AsyncEngine]:
     """An engine on the tests' database that keeps no connection. What it commits is real.
 
     The database is replaced before the next test, if this one connected.
@@ -91,7 +93,7 @@ async def db_engine(enterprise_database_setup: Harness | None) -> AsyncIterator[
     from sqlalchemy import NullPool
     from sqlalchemy.ext.asyncio import create_async_engine
 
-    current = _ready(enterprise_database_setup).environment
+    current = _ready(enterprise_database_setup, request).environment
 
     engine = create_async_engine(current.url(current.database), poolclass=NullPool)
     try:

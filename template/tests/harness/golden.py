@@ -173,9 +173,7 @@ def _build(
     try:
         with databases.connect(environment, temporary) as inside:
             for extension in recipe.extensions:
-                inside.execute(
-                    sql.SQL("CREATE EXTENSION IF NOT EXISTS {}").format(sql.Identifier(extension))
-                )
+                _create_extension(inside, extension)
         _create_all(environment, recipe, temporary)
         for command in recipe.commands:
             _run(environment, recipe, temporary, command)
@@ -198,6 +196,19 @@ def _build(
         raise
     _drop_old(connection, keep=name)
     return Golden(name, held, f"built in {seconds:.1f} s: {why}")
+
+
+def _create_extension(connection: Connection, name: str) -> None:
+    try:
+        connection.execute(
+            sql.SQL("CREATE EXTENSION IF NOT EXISTS {}").format(sql.Identifier(name))
+        )
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise HarnessError(
+            f"The role {connection.info.user} may not create the extension {name} on the tests' server: "
+            f"{error.diag.message_hint or error}\nName a role that may in TEST_DATABASE_URL, or unset the variable to use the "
+            "embedded server."
+        ) from error
 
 
 def _create_all(environment: Environment, recipe: Recipe, database: str) -> None:

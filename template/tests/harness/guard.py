@@ -1,67 +1,178 @@
-"""What is refused before anything is written."""
+"""What is refused before anything is written.
+
+What a URL tells is checked before collection, and connects to nothing. What only the server knows
+is checked when a selected test needs it, before anything is written there. The one way around is
+`harness_allowed_hosts` in pyproject.toml, which is read from that file: no option and no variable
+changes it.
+"""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+import os
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import SplitResult, parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote
 
-from tests.harness.environment import PORT, Environment
+from tests.harness.environment import PORT, ROOT, Environment
 from tests.harness.errors import HarnessError
 
 if TYPE_CHECKING:
     from tests.harness.databases import Connection
 
-_SCHEMES = ("postgresql", "postgresql+asyncpg", "postgres")
+REDIS_PORT = 6379
+
 _OLDEST = 15
+_HERE = ""
+"""The host, by whichever name or address this machine was called."""
+
+# As SQLAlchemy reads it. The drivers do the same, unless a password has one of / ? # in it.
+_URL = re.compile(
+    r"(?P<scheme>[\w+]+)://(?:(?P<user>[^:/?#@]*)(?::(?P<password>[^@]*))?@)?(?P<hosts>[^/?#@]*)"
+    r"(?:/(?P<path>[^?#]*))?(?:\?(?P<query>[^#]*))?"
+)
+_HOST = re.compile(r"(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^:\[]*))(?::(?P<port>\d*))?")
+
+# Parameters by which one driver or another goes elsewhere than the rest of the URL says.
+_ELSEWHERE = {"hostaddr", "service", "servicefile", "dbname", "database"}
+_REDIS_ELSEWHERE = {"host", "port", "path", "connection_class"}
+
+_INSTEAD = "or unset the variable to use the embedded server"
+_EXAMPLE = (
+    "It should look like postgresql+asyncpg://user:password@localhost:5432/postgres, with the @ / ? # of a "
+    f"password written as %40 %2F %3F %23. Correct it, {_INSTEAD}."
+)
+_REDIS_EXAMPLE = f"It should look like redis://localhost:6379/1. Correct it, {_INSTEAD}."
 
 
-def check_url(environment: Environment, allowed_hosts: Iterable[str]) -> None:
+@dataclass(frozen=True)
+class Address:
+    """Where a URL leads.
+
+    Attributes:
+        scheme: what stands before `://`.
+        servers: host and port of each server that it may lead to.
+        database: the name, or the number of Redis.
+        parameters: names of those after the question mark.
+        clear: whether all drivers read it in the same way.
+    """
+
+    scheme: str
+    servers: Sequence[tuple[str, int]]
+    database: str
+    parameters: set[str]
+    clear: bool
+
+    def meets(self, other: Address) -> bool:
+        """Whether both may lead to the same database."""
+        return self.database == other.database and not {*self.servers}.isdisjoint(other.servers)
+
+
+def check_url(environment: Environment) -> None:
     """Refuse a `TEST_DATABASE_URL` that may not be meant for tests. Connects to nothing.
 
     Raises:
-        HarnessError: it is no Postgres URL, the application's own, or of a host that is neither
-            this machine nor allowed by `harness_allowed_hosts` in pyproject.toml.
+        HarnessError: it is not the URL of one Postgres database, it is the application's own, or
+            its host is neither this machine nor allowed by `harness_allowed_hosts`.
     """
     if environment.external_url is None:
         return
-    try:
-        url = urlsplit(environment.external_url)
-        host, port = _host(url), url.port or PORT
-    except ValueError as error:
-        raise HarnessError(f"TEST_DATABASE_URL is not a URL: {error}.\n{_EXAMPLE}") from error
-    if url.scheme not in _SCHEMES or not url.path.strip("/"):
-        raise HarnessError(f"TEST_DATABASE_URL is not the URL of a Postgres database.\n{_EXAMPLE}")
-    if environment.application_url:
-        own = urlsplit(environment.application_url)
-        if (_host(own), own.port or PORT, own.path) == (host, port, url.path):
-            raise HarnessError(
-                "TEST_DATABASE_URL names the application's own database, the one in DATABASE_URL. "
-                "Tests never use it: name another database, for example `postgres` on a server for tests, "
-                "or unset TEST_DATABASE_URL to use the embedded server."
-            )
-    if not _is_local(host) and host not in set(allowed_hosts):
+    url = read(environment.external_url)
+    schemes = ("postgresql", "postgresql+asyncpg", "postgres")
+    if url is None or url.scheme not in schemes or not url.database or not url.clear:
+        # Not what it is: it may hold a password.
+        raise HarnessError(f"TEST_DATABASE_URL is not the URL of a Postgres database. {_EXAMPLE}")
+    if elsewhere := sorted(url.parameters & _ELSEWHERE):
         raise HarnessError(
-            f"TEST_DATABASE_URL names the host {host}, which is not this machine. Tests create and drop "
-            "databases there. If that server is for tests, allow it in pyproject.toml:\n\n"
-            f'    [tool.pytest.ini_options]\n    harness_allowed_hosts = ["{host}"]'
+            f"TEST_DATABASE_URL has the parameter {elsewhere[0]}, which may lead to another database "
+            f"than the rest of it says. {_EXAMPLE}"
+        )
+    if len(url.servers) > 1:
+        raise HarnessError(
+            "TEST_DATABASE_URL names several hosts, and each connection may reach another one. Name the "
+            f"one that is for tests. {_EXAMPLE}"
+        )
+    own = read(environment.application_url or "")
+    if own and own.meets(url):
+        raise HarnessError(
+            f"TEST_DATABASE_URL names the application's own database, the one in {environment.variable}. "
+            "Tests never use it: name another database, for example `postgres` on a server for tests, "
+            f"{_INSTEAD}."
+        )
+    _check_host(url, "TEST_DATABASE_URL", "Tests create and drop databases there.")
+
+
+def check_redis_url(environment: Environment) -> None:
+    """The same for `TEST_REDIS_URL`."""
+    if environment.external_redis_url is None:
+        return
+    url = read(environment.external_redis_url)
+    if (
+        url is None
+        or url.scheme not in ("redis", "rediss", "unix")
+        or not (url.database.isdecimal() and url.clear)
+        or url.parameters & _REDIS_ELSEWHERE
+    ):
+        raise HarnessError(f"TEST_REDIS_URL is not the URL of a Redis. {_REDIS_EXAMPLE}")
+    check_redis_database(environment)
+    _check_host(url, "TEST_REDIS_URL", "Tests empty databases there.")
+
+
+def check_redis_database(environment: Environment) -> None:
+    """Refuse to give this worker the application's own Redis database.
+
+    Raises:
+        HarnessError: `TEST_REDIS_URL` leads there.
+    """
+    mine = read(environment.redis_url)
+    own = read(environment.application_redis_url or "")
+    if mine and own and own.meets(mine):
+        raise HarnessError(
+            f"TEST_REDIS_URL leads to the application's own Redis database, number {mine.database}, the one "
+            "in REDIS_URL. Tests empty theirs: name another number (with pytest-xdist, each worker takes "
+            f"the next one), {_INSTEAD}."
         )
 
 
-_EXAMPLE = (
-    "It should look like postgresql+asyncpg://user:password@localhost:5432/postgres. "
-    "Unset it to use the embedded server."
-)
+def read(text: str) -> Address | None:
+    """Where the URL of a Postgres or of a Redis leads; None if it is none."""
+    found = _URL.fullmatch(text)
+    if found is None:
+        return None
+    scheme, hosts, path = found["scheme"], found["hosts"], unquote(found["path"] or "")
+    query = parse_qs(found["query"] or "", keep_blank_values=True)
+    clear = not re.search("[/?#]", found["password"] or "")
+    if scheme == "unix":
+        servers, database = [(f"/{path}", 0)], query.get("db", ["0"])[-1]
+    elif scheme.startswith("redis"):
+        servers, database = _servers(hosts, REDIS_PORT), query.get("db", [path or "0"])[-1]
+        clear = clear and "db" not in query
+    else:
+        clear = clear and not (hosts and {"host", "port"} & query.keys())
+        # What is missing, all drivers take from where psql does.
+        named = hosts or ",".join(query.get("host", [os.environ.get("PGHOST", "")]))
+        port = query.get("port", [os.environ.get("PGPORT", "")])[-1]
+        servers = _servers(named, int(port) if port.isdecimal() else PORT)
+        database = path or unquote(found["user"] or "")
+    return Address(scheme, servers, database, {*query}, clear) if servers else None
 
 
-def _host(url: SplitResult) -> str:
-    query = parse_qs(url.query)
-    return url.hostname or query.get("host", [""])[0]
+def _servers(hosts: str, port: int) -> list[tuple[str, int]]:
+    found = []
+    for part in map(_HOST.fullmatch, unquote(hosts).lower().split(",")):
+        if part is None:
+            return []
+        host = part["ipv6"] or part["host"] or ""
+        found.append((_HERE if _is_here(host) else host, int(part["port"] or port)))
+    return found
 
 
-def _is_local(host: str) -> bool:
-    if not host or host == "localhost" or host.startswith("/"):
+def _is_here(host: str) -> bool:
+    """Whether it is this machine: a loopback name or address, or the folder of a socket."""
+    if host in ("", "localhost") or host.startswith("/"):
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -69,72 +180,72 @@ def _is_local(host: str) -> bool:
         return False
 
 
-def check_redis_url(environment: Environment, allowed_hosts: Iterable[str]) -> None:
-    """The same for `TEST_REDIS_URL`."""
-    if environment.external_redis_url is None:
-        return
-    if environment.external_redis_url == environment.application_redis_url:
-        raise HarnessError(
-            "TEST_REDIS_URL names the application's own Redis, the one in REDIS_URL. Tests empty theirs: name "
-            "another, or unset TEST_REDIS_URL to use the embedded server."
-        )
-    try:
-        host = urlsplit(environment.redis_url).hostname or ""
-    except ValueError as error:
-        raise HarnessError(
-            f"TEST_REDIS_URL is not a URL like redis://localhost:6379/1: {error}."
-        ) from error
-    if not _is_local(host) and host not in set(allowed_hosts):
-        raise HarnessError(
-            f"TEST_REDIS_URL names the host {host}, which is not this machine. Tests empty databases there. If "
-            "that server is for tests, allow it in pyproject.toml:\n\n"
-            f'    [tool.pytest.ini_options]\n    harness_allowed_hosts = ["{host}"]'
-        )
+def _check_host(url: Address, variable: str, why: str) -> None:
+    for host, _ in url.servers:
+        if host != _HERE and not host.startswith("/") and host not in _allowed_hosts():
+            raise HarnessError(
+                f"{variable} names the host {host}, which is not this machine. {why} If that server is "
+                "for tests, allow it in pyproject.toml:\n\n"
+                f'    [tool.pytest.ini_options]\n    harness_allowed_hosts = ["{host}"]'
+            )
+
+
+def _allowed_hosts() -> set[str]:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    pytest = settings.get("tool", {}).get("pytest", {})
+    hosts = {**pytest, **pytest.get("ini_options", {})}.get("harness_allowed_hosts", [])
+    return {host.strip().lower() for host in (hosts.split() if isinstance(hosts, str) else hosts)}
 
 
 def check_server(connection: Connection) -> None:
-    """Refuse a server that the harness can't work with.
+    """Refuse a server that the harness can't work with. Writes nothing.
 
     Raises:
-        HarnessError: it is too old or a replica, a pooler stands before it, it keeps no
+        HarnessError: it is too old or can't be written to, a pooler stands before it, it keeps no
             statistics, or our role may not create databases.
     """
     row = connection.execute(
         """
-        SELECT current_setting('server_version_num')::int, pg_is_in_recovery(), current_setting('track_counts'),
-               rolsuper OR rolcreatedb, current_user
+        SELECT current_setting('server_version_num')::int, pg_is_in_recovery(),
+               current_setting('transaction_read_only'), current_setting('track_counts'),
+               rolsuper OR rolcreatedb, quote_ident(current_user)
         FROM pg_roles WHERE rolname = current_user
         """
     ).fetchone()
     assert row is not None
-    version, replica, counts, may_create, role = row
-    where = "The tests' database server"
+    version, replica, read_only, counts, may_create, role = row
+    info = connection.info
+    where = f"The server of TEST_DATABASE_URL ({info.host}:{info.port})"
     if version < _OLDEST * 10000:
         raise HarnessError(
-            f"{where} is Postgres {version // 10000}. The harness needs {_OLDEST} or newer."
+            f"{where} is Postgres {version // 10000}. The harness needs {_OLDEST} or newer: name such a "
+            f"server, {_INSTEAD}."
         )
-    if replica:
+    if replica or read_only == "on":
+        what = "a read-only replica" if replica else "read-only (default_transaction_read_only)"
         raise HarnessError(
-            f"{where} is a read-only replica. Name its primary, if that one is for tests."
+            f"{where} is {what}: no databases can be made there. Name its primary, if that one is for "
+            f"tests, {_INSTEAD}."
         )
     if counts != "on":
         raise HarnessError(
-            f"{where} has track_counts = off: it could not be told whether a test left something."
+            f"{where} has track_counts = off: it could not be told whether a test left something. Turn it "
+            f"on there, {_INSTEAD}."
         )
     if not may_create:
         raise HarnessError(
-            f"The role {role} may not create databases on the tests' server. Let a superuser run\n\n"
-            f"    ALTER ROLE {role} CREATEDB"
+            f"{where} does not let the role {role} create databases, and each run makes its own. Let a "
+            f"superuser run\n\n    ALTER ROLE {role} CREATEDB\n\n{_INSTEAD}."
         )
-    _check_no_pooler(connection)
+    _check_no_pooler(connection, where)
 
 
-def _check_no_pooler(connection: Connection) -> None:
+def _check_no_pooler(connection: Connection, where: str) -> None:
     """Session locks and databases that come and go need a session of one's own."""
     pid = connection.info.backend_pid
     seen = {connection.execute("SELECT pg_backend_pid()").fetchone() for _ in range(3)}
     if seen != {(pid,)}:
         raise HarnessError(
-            "There is a connection pooler before the tests' database server: it shares sessions, which the "
-            "harness locks by. Let TEST_DATABASE_URL name the server itself."
+            f"{where} is a connection pooler: it shares sessions, which the harness locks by. Name the "
+            f"Postgres behind it, {_INSTEAD}."
         )

@@ -29,6 +29,7 @@ class Summary:
     seconds: float = 0.0
     leaks: int = 0
     kept: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def add(self, other: Summary) -> None:
@@ -38,6 +39,7 @@ class Summary:
         self.seconds += other.seconds
         self.leaks += other.leaks
         self.kept += other.kept
+        self.left += other.left
         self.problems += other.problems
 
 
@@ -59,6 +61,7 @@ class Harness:
         self._failure: HarnessError | None = None
         self._started = False
         self._touched: bool | None = None
+        self._dirty = False
         self._log_begin = 0
         self._engine: AsyncEngine | None = None
 
@@ -104,7 +107,7 @@ class Harness:
             )
         self._connection.execute("SET stats_fetch_consistency = none")
         databases.hold_run(self._connection, self.environment.run)
-        swept = databases.sweep(self._connection, self.environment.run)
+        swept, self.summary.left = databases.sweep(self._connection, self.environment.run)
         self.worker = WorkerDatabase(self.environment, self._connection, self.recipe, self._say)
         self.worker.open()
         self.transaction = TestTransaction()
@@ -216,13 +219,28 @@ class Harness:
         return problems
 
     def before_test(self) -> None:
-        """Note where the log of Postgres ends."""
+        """Note where the log of Postgres ends. Make up for what could not be done after the last test.
+
+        Raises:
+            HarnessError: the database is still not one that a test may see.
+        """
         if self._server is not None:
             self._log_begin = self._server.log_size()
+        if self._dirty:
+            self.worker.replace()
+            self._dirty = False
 
     def log_of_test(self) -> str:
         """What the embedded Postgres logged since the test began."""
         return self._server.log_since(self._log_begin) if self._server is not None else ""
+
+    def explain(self, failure: str) -> str:
+        """Who holds the server's connections, if a test failed because there was none left."""
+        if not self._started:
+            return ""
+        from tests.harness import databases
+
+        return databases.holders(self.environment) if databases.FULL.search(failure) else ""
 
     def before_call(self, *, spares: int) -> None:
         """A test is about to run. It, and those after it, will want so many fresh databases."""
@@ -234,14 +252,19 @@ class Harness:
 
         Returns:
             Sessions that it left open, a line each.
+
+        Raises:
+            HarnessError: it can't be replaced.
         """
-        if not self._started:
+        if not self._started or self._dirty:
             return []
         known, self._touched = self._touched, None
         if not (self.worker.touched() if known is None else known):
             return []
         left = self.worker.settle()
+        self._dirty = True
         old = self.worker.replace(keep=failed)
+        self._dirty = False
         if failed:
             self.summary.kept.append(f"{name}\n    python -m tests.harness psql {old}")
         return left
@@ -253,7 +276,10 @@ class Harness:
             statistics = self.worker.statistics
             self.summary.clones, self.summary.replaced = statistics.clones, statistics.replaced
             self.summary.seconds, self.summary.leaks = statistics.seconds, statistics.leaks
-            self.worker.close()
+            try:
+                self.worker.close()
+            except HarnessError as error:  # the next run drops them
+                self.summary.left.append(str(error))
         if self._connection is not None:
             self._connection.close()
         if self._server is not None:

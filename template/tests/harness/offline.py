@@ -6,6 +6,7 @@ from the moment it is imported.
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,14 +15,13 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
-from urllib.parse import urlsplit
 
 from tests.harness.environment import PORT, Environment
 from tests.harness.errors import HarnessError
-
-_REDIS_PORT = 6379
+from tests.harness.guard import REDIS_PORT, read
 
 _offline = False
+_attempted = False
 
 
 class UnitTestConnectedError(HarnessError):
@@ -37,12 +37,27 @@ class UnitTestConnectedError(HarnessError):
 @contextmanager
 def offline(value: bool = True) -> Iterator[None]:
     """Let connections to servers fail for a while, or, with False, let the harness itself connect."""
-    global _offline  # noqa: PLW0603 - sockets know nothing of tests
+    global _offline, _attempted  # noqa: PLW0603 - sockets know nothing of tests
     before, _offline = _offline, value
+    if value:
+        _attempted = False
     try:
         yield
     finally:
         _offline = before
+
+
+def attempted() -> bool:
+    """Whether something tried to connect since `offline()` began, whatever it made of the failure."""
+    return _attempted
+
+
+def _refuse() -> None:
+    """Raise if servers are out of reach at present."""
+    global _attempted  # noqa: PLW0603
+    if _offline:
+        _attempted = True
+        raise UnitTestConnectedError
 
 
 def install(environment: Environment) -> None:
@@ -61,7 +76,8 @@ def _watch(owner: Any, name: str, targets: set[Any]) -> None:
 
     def watched(self: socket.socket, address: Any) -> Any:
         if _offline and _is_server(address, targets):
-            raise UnitTestConnectedError
+            self.close()  # who tried to connect expects other errors, and would leave it open
+            _refuse()
         return connect(self, address)
 
     setattr(owner, name, watched)
@@ -70,18 +86,22 @@ def _watch(owner: Any, name: str, targets: set[Any]) -> None:
 def _is_server(address: Any, targets: set[Any]) -> bool:
     if isinstance(address, tuple):
         return address[1] in targets
-    return str(address).endswith((f".s.PGSQL.{PORT}", ".sock"))
+    path = os.fsdecode(bytes(address) if isinstance(address, bytearray) else address)
+    name = os.path.basename(path)
+    return path in targets or ".s.PGSQL." in name or "redis" in name or "valkey" in name
 
 
 def _targets(environment: Environment) -> set[Any]:
-    """Ports of the servers that a test may reach by mistake."""
+    """Ports and sockets of the servers that a test may reach by mistake."""
     urls = (
         environment.external_url,
         environment.external_redis_url,
         environment.application_url,
         environment.application_redis_url,
     )
-    return {PORT, _REDIS_PORT, *(urlsplit(url).port for url in urls if url)}
+    addresses = [address for address in map(read, filter(None, urls)) if address]
+    known = {name for address in addresses for server in address.servers for name in server}
+    return {*known, PORT, REDIS_PORT, str(environment.redis_socket)}
 
 
 class _PsycopgFinder(MetaPathFinder):
@@ -109,8 +129,7 @@ def _watch_psycopg(module: ModuleType) -> None:
     connect = module.generators.connect
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        if _offline:
-            raise UnitTestConnectedError
+        _refuse()
         return connect(*args, **kwargs)
 
     module.generators.connect = watched

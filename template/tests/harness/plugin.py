@@ -13,7 +13,7 @@ import pytest
 from tests.harness import environment, guard, integrity, tasks
 from tests.harness.errors import HarnessError
 from tests.harness.harness import Harness, Summary
-from tests.harness.offline import install, offline
+from tests.harness.offline import UnitTestConnectedError, attempted, install, offline
 from tests.harness.recipe import Recipe
 
 pytest_plugins = ["tests.harness.fixtures"]
@@ -46,7 +46,7 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini(
         "harness_allowed_hosts",
-        "Hosts, besides this one, on which tests may create and drop databases.",
+        "Hosts, besides this one, on which tests may create and drop databases. Read from pyproject.toml alone.",
         type="linelist",
         default=[],
     )
@@ -56,7 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in _MARKERS:
         config.addinivalue_line("markers", marker)
     try:
-        guard.check_url(environment.current, config.getini("harness_allowed_hosts"))
+        guard.check_url(environment.current)
     except HarnessError as error:
         raise pytest.UsageError(str(error)) from None
     install(environment.current)
@@ -157,14 +157,31 @@ def _keeps_changes(item: pytest.Item) -> bool:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if needs_database(item):
-        item.config.stash[HARNESS].before_test()
+        try:
+            item.config.stash[HARNESS].before_test()
+        except HarnessError as error:
+            item.session.shouldfail = "there is no fresh database for the tests"
+            pytest.fail(str(error), pytrace=False)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_call(item: pytest.Item) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     if needs_database(item):
         item.config.stash[HARNESS].before_call(spares=item.stash[_SPARES])
+        tasks.watch(item)
+        return (yield)
     tasks.watch(item)
+    try:
+        result = yield
+    except UnitTestConnectedError:
+        raise
+    except (Exception, pytest.fail.Exception, pytest.skip.Exception) as error:
+        if attempted():
+            raise UnitTestConnectedError from error
+        raise
+    if attempted():  # and the code under test made the best of it
+        raise UnitTestConnectedError
+    return result
 
 
 @pytest.hookimpl(wrapper=True)
@@ -177,6 +194,8 @@ def pytest_runtest_makereport(
         item.stash[_FAILED] = True
         if needs_database(item) and (log := harness.log_of_test()):
             report.sections.append((f"Postgres log {report.when}", log))
+        if needs_database(item) and (holders := harness.explain(report.longreprtext)):
+            report.sections.append((f"Postgres connections {report.when}", holders))
     if harness.header and hasattr(item.config, "workerinput"):
         report.__dict__["harness_header"] = list(harness.header)
         harness.header.clear()
@@ -205,16 +224,20 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
     try:
         result = yield
     finally:
-        problems = []
+        problems, leaks = [], []
         if left := tasks.left(item):
-            problems.append(
-                "The test left asyncio tasks running, now cancelled:\n" + "\n".join(left)
-            )
+            leaks.append("The test left asyncio tasks running, now cancelled:\n" + "\n".join(left))
         if needs_database(item):
-            sessions = item.config.stash[HARNESS].after_test(item.nodeid, failed=failed(item))
-            if sessions:
-                problems.append("The test left database sessions open:\n" + "\n".join(sessions))
-        if problems and item.get_closest_marker("allow_leaks") is None:
+            try:
+                if sessions := item.config.stash[HARNESS].after_test(
+                    item.nodeid, failed=failed(item)
+                ):
+                    leaks.append("The test left database sessions open:\n" + "\n".join(sessions))
+            except HarnessError as error:
+                problems.append(str(error))
+        if item.get_closest_marker("allow_leaks") is None:
+            problems = leaks + problems
+        if problems:
             pytest.fail("\n\n".join(problems), pytrace=False)
     return result
 
@@ -243,6 +266,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     total = config.stash[_TOTAL]
     for kept in total.kept:
         terminalreporter.write_line(f"kept the database of {kept}")
+    for left in total.left:
+        terminalreporter.write_line(left, yellow=True)
     for problem in total.problems:
         terminalreporter.write_line(problem, red=True)
     if total.clones:

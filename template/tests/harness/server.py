@@ -160,8 +160,23 @@ class EmbeddedServer:
         try:
             with psycopg.connect(_conninfo(self.home), connect_timeout=2, autocommit=True):
                 return True
-        except psycopg.OperationalError:
-            return False
+        except psycopg.OperationalError as error:
+            # It is others' use of it that keeps us out: no reason to start it anew.
+            return "too many clients" in str(error)
+
+    def holders(self) -> str:
+        """Who holds its connections, for when there is none left to ask by: from the process list."""
+        pid = self._server_pid()
+        lines = [f"  process {child}, {_command_line(child)}" for child in _children(pid or 0)]
+        sessions = [line for line in lines if "[local]" in line]
+        more = [f"  … and {len(sessions) - 10} more"] if len(sessions) > 10 else []
+        return "\n".join(
+            [
+                f"All {_SETTINGS['max_connections']} (max_connections) are held:",
+                *sessions[:10],
+                *more,
+            ]
+        )
 
     def _start(self, folder: Path, version: str) -> str:
         """Start the cluster that is there, or a new one. Returns which."""
@@ -293,6 +308,16 @@ def _command_line(pid: int) -> str:
         ["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
     return done.stdout
+
+
+def _children(pid: int) -> list[int]:
+    """Processes that a process started."""
+    try:
+        listed = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+    except OSError:
+        command = ["pgrep", "-P", str(pid)]
+        listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return [int(child) for child in listed.split()]
 
 
 def _conninfo(home: Path, database: str = "postgres") -> str:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import redis.asyncio
 
 _START_SECONDS = 10
+_ANSWER_SECONDS = 3
 _OURS = "tests.harness"
 _SERVER = pytest.StashKey["EmbeddedRedis | ExternalRedis"]()
 
@@ -91,6 +92,7 @@ class EmbeddedRedis:
     def _connects(self) -> bool:
         self._connection = socket.socket(socket.AF_UNIX)
         try:
+            self._connection.settimeout(_START_SECONDS)
             self._connection.connect(str(self._path))
         except OSError:
             self._connection.close()
@@ -101,7 +103,7 @@ class EmbeddedRedis:
         """Empty the server. After every test, so without a client library: 20 microseconds.
 
         Raises:
-            HarnessError: the server is gone.
+            HarnessError: the server was gone; a new one is there for the next test.
         """
         try:
             self._connection.sendall(b"FLUSHALL\r\n")
@@ -109,9 +111,13 @@ class EmbeddedRedis:
         except OSError as error:
             answer = str(error).encode()
         if answer != b"+OK\r\n":
+            gone = self._process.pid
+            self._process.kill()
+            self.stop()
+            self.start()
             raise HarnessError(
-                f"The tests' Valkey, process {self._process.pid}, is gone: "
-                f"{answer.decode() or 'it closed the connection'}. The next run starts a new one."
+                f"The tests' Valkey, process {gone}, was killed or hung during this test: "
+                f"{answer.decode() or 'it closed the connection'}. The next test has a new one."
             )
 
     def stop(self) -> None:
@@ -128,11 +134,8 @@ class ExternalRedis:
     """A numbered database of `TEST_REDIS_URL`."""
 
     def __init__(self, environment: Environment) -> None:
-        import redis
-
-        self._run = environment.run
-        # A single connection: its name is the lock on the database, and goes when this process does.
-        self._client = redis.Redis.from_url(environment.redis_url, single_connection_client=True)
+        self._environment = environment
+        self._client: redis.Redis
 
     def start(self) -> None:
         """Take the database for this run.
@@ -141,10 +144,22 @@ class ExternalRedis:
             HarnessError: another run uses it, it holds keys that are not ours, or it can't be reached.
         """
         import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
 
-        number = self._client.connection_pool.connection_kwargs.get("db")
-        name = f"{_OURS}:{number}"
+        guard.check_redis_database(self._environment)
         try:
+            # A single connection: its name is the lock on the database, and goes when this process
+            # does.
+            self._client = redis.Redis.from_url(
+                self._environment.redis_url,
+                single_connection_client=True,
+                socket_connect_timeout=_ANSWER_SECONDS,
+                socket_timeout=_ANSWER_SECONDS,
+                retry=Retry(NoBackoff(), 0),
+            )
+            number = self._client.connection_pool.connection_kwargs.get("db")
+            name = f"{_OURS}:{number}"
             with self._client.pipeline(transaction=True) as both:
                 both.client_list()
                 both.client_setname(name)
@@ -161,7 +176,10 @@ class ExternalRedis:
                     "touched: name another number, or unset TEST_REDIS_URL to use the embedded server."
                 )
         except redis.RedisError as error:
-            raise HarnessError(f"TEST_REDIS_URL can't be used: {error}") from error
+            raise HarnessError(
+                f"The Redis of TEST_REDIS_URL can't be used: {error}\nCorrect TEST_REDIS_URL or the "
+                "server, or unset the variable to use the embedded server."
+            ) from error
         self.clear()
 
     def clear(self) -> None:
@@ -175,15 +193,25 @@ class ExternalRedis:
         try:
             with self._client.pipeline(transaction=True) as both:
                 both.flushdb()
-                both.set(_OURS, self._run)
+                both.set(_OURS, self._environment.run)
                 both.execute()
         except redis.RedisError as error:
             raise HarnessError(f"The Redis of TEST_REDIS_URL is gone: {error}") from error
 
     def stop(self) -> None:
-        """Leave no key."""
-        self._client.flushdb()
-        self._client.close()
+        """Leave no key.
+
+        Raises:
+            HarnessError: the server is gone.
+        """
+        import redis
+
+        try:
+            self._client.flushdb()
+        except redis.RedisError as error:
+            raise HarnessError(f"The Redis of TEST_REDIS_URL is gone: {error}") from error
+        finally:
+            self._client.close()
 
 
 RedisServer = EmbeddedRedis | ExternalRedis
@@ -226,7 +254,7 @@ def _binary() -> str:
 
 def pytest_configure(config: pytest.Config) -> None:
     try:
-        guard.check_redis_url(environment.current, config.getini("harness_allowed_hosts"))
+        guard.check_redis_url(environment.current)
     except HarnessError as error:
         raise pytest.UsageError(str(error)) from None
 
@@ -265,15 +293,22 @@ def redis_server(request: pytest.FixtureRequest) -> Iterator[RedisServer | None]
     yield server
     del request.config.stash[_SERVER]
     with offline(False):
-        server.stop()
+        try:
+            server.stop()
+        except HarnessError as error:
+            failure = str(error)
+    if failure:
+        pytest.fail(failure, pytrace=False)
 
 
 @pytest_asyncio.fixture
-async def redis_client(redis_server: RedisServer | None) -> AsyncIterator[redis.asyncio.Redis]:
+async def redis_client(
+    request: pytest.FixtureRequest, redis_server: RedisServer | None
+) -> AsyncIterator[redis.asyncio.Redis]:
     """A client of the tests' Redis, which returns text. The database is emptied after each test."""
     import redis.asyncio
 
-    if redis_server is None:
+    if redis_server is None or not needs_database(request.node):
         pytest.fail("A test marked unit asks for Redis: mark it integration.", pytrace=False)
     client: Any = redis.asyncio.Redis.from_url(environment.current.redis_url, decode_responses=True)
     try:

@@ -15,7 +15,9 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -28,6 +30,7 @@ from tests.harness.golden import Golden, Say
 from tests.harness.recipe import Recipe
 
 _GRACE = 0.5  # seconds that a session has to leave after its test; a client closes before its backend ends
+_SHOWN = 10  # sessions that a test left, of perhaps hundreds
 _SWAPS = 2  # attempts to replace a database; Postgres itself waits for 5 s in each
 
 
@@ -101,8 +104,9 @@ class WorkerDatabase:
         try:
             golden.clone(connection, self.golden, name)
         except (psycopg.errors.InvalidCatalogName, psycopg.errors.ObjectInUse):
-            # Dropped since, by a run with newer sources, or by hand: it comes back.
+            # Dropped since, by a run with newer sources, or by hand: it comes back. Or entered.
             self.golden = golden.ensure(self._environment, connection, self._recipe, self._say)
+            databases.disconnect(connection, self.golden.name)
             golden.clone(connection, self.golden, name)
         self.statistics.clones += 1
         if limits := self._environment.limits:
@@ -138,9 +142,9 @@ class WorkerDatabase:
         deadline = time.monotonic() + _GRACE
         while left := databases.describe_sessions(self._connection, self.name):
             if time.monotonic() > deadline:
-                lines = left.splitlines()
-                self.statistics.leaks += len(lines)
-                return lines
+                self.statistics.leaks += len(left)
+                more = [f"  … and {len(left) - _SHOWN} more"] if len(left) > _SHOWN else []
+                return left[:_SHOWN] + more
             time.sleep(0.005)
         return []
 
@@ -155,9 +159,16 @@ class WorkerDatabase:
         """
         begun = time.perf_counter()
         self.prefetch()
-        spare = self._spares.popleft().result()
+        # First: what a test left may be all the connections there are, and a spare needs one.
+        databases.disconnect(self._connection, self.name)
+        spare = self._spares.popleft()
         old = f"app_{'k' if keep else 'd'}_{self._environment.run}_{self._environment.worker}_{next(self._numbers)}"
-        self._swap(old, spare)
+        try:
+            self._swap(old, spare.result())
+        except HarnessError:
+            if not spare.exception():
+                self._spares.appendleft(spare)
+            raise
         if not keep:
             self._chores = [chore for chore in self._chores if not chore.done()]
             self._chores.append(self._droppers.submit(self._drop_in_background, old))
@@ -185,25 +196,28 @@ class WorkerDatabase:
                 return
         raise HarnessError(
             f"{self.name} can't be replaced, because something connects to it again and again:\n"
-            + databases.describe_sessions(self._connection, self.name)
+            + "\n".join(databases.describe_sessions(self._connection, self.name, ours=True))
         )
 
     def close(self) -> None:
-        """Drop what belongs to this worker, but for what was kept."""
+        """Drop what belongs to this worker, but for what was kept.
+
+        Raises:
+            HarnessError: somebody else is connected and can't be disconnected; names them.
+        """
         for threads in (self._makers, self._droppers):
             threads.shutdown(wait=True)
-        for chore in self._chores:
-            chore.result()
-        for spare in self._spares:
-            spare.result()
+        futures: list[Future[Any]] = [*self._chores, *self._spares]
+        for future in futures:
+            with suppress(HarnessError):  # what is left is dropped below
+                future.result()
         for connection in self._background_connections:
             connection.close()
         mine = [
             d
             for d in databases.ours(self._connection)
-            if d.name.startswith(
-                (f"app_w_{self._suffix}", f"app_s_{self._suffix}_", f"app_d_{self._suffix}_")
-            )
+            if d.name == self.name
+            or d.name.startswith((f"app_s_{self._suffix}_", f"app_d_{self._suffix}_"))
         ]
         databases.drop(self._connection, mine)
         self._connection.close()
