@@ -3,107 +3,17 @@
 from __future__ import annotations
 
 import json
-import signal
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
-from tests.support.command import overlaid
-from tests.support.embedded import servers
 from tests.support.project import Project
+from tests.support.running import SECRET, Client, production, serving
 
 EMAIL, PASSWORD = "ada@example.com", "correct horse battery staple"
 
 
-@dataclass
-class Client:
-    """Calls one service."""
-
-    base: str
-    headers: dict[str, str] = field(default_factory=dict)
-
-    def call(self, method: str, path: str, body: Any = None, form: Any = None) -> tuple[int, Any]:
-        """Make a request. Returns the status and the decoded answer, also of an error."""
-        data, kind = None, "application/json"
-        if form is not None:
-            data, kind = urllib.parse.urlencode(form).encode(), "application/x-www-form-urlencoded"
-        elif body is not None:
-            data = json.dumps(body).encode()
-        headers = {**self.headers, "Content-Type": kind}
-        request = urllib.request.Request(self.base + path, data, headers, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return answer.status, json.loads(answer.read() or "null")
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, json.loads(error.read())
-
-
-@pytest.fixture
-def environment(project: Project) -> Iterator[dict[str, str | None]]:
-    """Settings of a production service whose servers run and whose database is migrated."""
-    with servers(project) as urls:
-        env: dict[str, str | None] = {
-            **urls,
-            "ENVIRONMENT": "production",
-            "JWT_SECRET": "a-secret-of-this-test-and-of-nothing-else",
-        }
-        project.tool("alembic", "upgrade", "head", env=env)
-        project.tool("app.seed_database", env=env)
-        project.run(project.python, "ingest.py", env=env)
-        yield env
-
-
-@contextmanager
-def serving(project: Project, env: dict[str, str | None]) -> Iterator[Client]:
-    """Run the service, stop it as a container does, and see it stop in order."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = project.path.with_name("uvicorn.log")
-    with log.open("w") as output:
-        service = subprocess.Popen(
-            [str(project.python), "-m", "uvicorn", "app.main:app", "--port", str(port)],
-            cwd=project.path,
-            env=overlaid(env),
-            stdout=output,
-            stderr=output,
-        )
-    try:
-        wait_for(port, service)
-        yield Client(f"http://127.0.0.1:{port}")
-        service.send_signal(signal.SIGTERM)
-        assert service.wait(timeout=15) in (0, -signal.SIGTERM)
-        assert "Traceback" not in log.read_text()
-        assert "Finished server process" in log.read_text()
-    finally:
-        service.kill()
-        service.wait()
-        print(log.read_text())
-
-
-def wait_for(port: int, service: subprocess.Popen[bytes]) -> None:
-    """Wait until the service accepts connections."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and service.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    raise AssertionError("the service does not listen")
-
-
-def test_service_over_http(project: Project, environment: dict[str, str | None]) -> None:
-    with serving(project, environment) as client:
+def test_service_over_http(project: Project) -> None:
+    with production(project) as (_, env), serving(project, env) as client:
         assert client.call("GET", "/health/live") == (200, {"status": "ok"})
         ready = {"status": "ok", "checks": {"postgres": "ok", "redis": "ok"}}
         assert client.call("GET", "/health/ready") == (200, ready)
@@ -167,7 +77,7 @@ def test_service_waits_for_its_servers(project: Project) -> None:
         "ENVIRONMENT": "production",
         "DATABASE_URL": "postgresql+asyncpg://nobody:hidden@127.0.0.1:1/nothing",
         "REDIS_URL": "redis://127.0.0.1:1/0",
-        "JWT_SECRET": "a-secret-of-this-test-and-of-nothing-else",
+        "JWT_SECRET": SECRET,
     }
     with serving(project, env) as client:
         assert client.call("GET", "/health/live")[0] == 200
@@ -182,10 +92,10 @@ def test_production_refuses_to_start_on_defaults(missing: str, project: Project)
         "ENVIRONMENT": "production",
         "DATABASE_URL": "postgresql://service:hidden@db.example/service",
         "REDIS_URL": "redis://redis.example/0",
-        "JWT_SECRET": "a-secret-of-this-test-and-of-nothing-else",
+        "JWT_SECRET": SECRET,
         missing: None,
     }
     done = project.run(project.python, "-c", "import app.main", env=env, status=1)
     assert missing in done.output
     assert "hidden" not in done.output
-    assert "a-secret-of" not in done.output
+    assert SECRET not in done.output

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tests.support.project import Project
 
@@ -70,34 +71,109 @@ def remove_clusters(below: Path) -> None:
                 shutil.rmtree(project.parent)
 
 
-# Runs in the rendered project until its input ends.
+# Runs in the rendered project until its input ends; does what each line of it says. Where nobody
+# else uses the cluster, `stop()` is an orderly stop, and cleans up after one that was not.
 _SERVE = """\
-import json, sys
+import json, os, signal, sys, time
+from pathlib import Path
+import psycopg
 import tests
 from tests.harness import databases, environment, server, valkey
 
 current = environment.current
 postgres, redis = server.EmbeddedServer(current.home), valkey.EmbeddedRedis(current)
+kept = None
+
+
+def sql(statement):
+    global kept
+    if kept is None or kept.closed:
+        kept = databases.connect(current, "service")
+    cursor = kept.execute(statement)
+    return cursor.fetchall() if cursor.description else []
+
+
+def stop(name, how):
+    if name == "redis":
+        os.kill(redis._process.pid, signal.Signals[how])
+        redis._process.wait()
+        redis.stop()
+        return
+    if kept is not None:
+        kept.close()
+    if how == "SIGKILL":
+        pid = int((postgres.data / "postmaster.pid").read_text().splitlines()[0])
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        os.kill(pid, signal.SIGKILL)
+        while any(Path(f"/proc/{child}").exists() for child in children):
+            time.sleep(0.01)  # each of them notices
+    postgres.stop()
+
+
+def start(name):
+    {"postgres": postgres, "redis": redis}[name].start()
+
+
 postgres.start()
 redis.start()
 try:
     with databases.connect(current) as connection:
         connection.execute("CREATE DATABASE service")
+        # What is acknowledged outlives the server's process, as in production.
+        connection.execute("ALTER DATABASE service SET synchronous_commit = on")
     urls = {"DATABASE_URL": current.url("service"), "REDIS_URL": current.redis_url}
     print(json.dumps(urls), flush=True)
-    sys.stdin.read()
+    for line in sys.stdin:
+        name, *arguments = json.loads(line)
+        answer = {"sql": sql, "stop": stop, "start": start}[name](*arguments)
+        print(json.dumps(answer, default=str), flush=True)
 finally:
+    if kept is not None:
+        kept.close()
     redis.stop()
     postgres.stop()
 """
 
+Name = Literal["postgres", "redis"]
+
+
+class Servers:
+    """The embedded servers of a project, with a database for the service itself."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.urls: dict[str, str] = self._answer()
+        """The service's environment variables that name the servers."""
+
+    def _answer(self) -> Any:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        assert line, "the servers are gone"
+        return json.loads(line)
+
+    def _ask(self, *words: str) -> Any:
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(words) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def sql(self, statement: str) -> list[list[Any]]:
+        """Run SQL in the service's database, always on the same session. Returns the rows."""
+        rows: list[list[Any]] = self._ask("sql", statement)
+        return rows
+
+    def stop(self, name: Name, how: signal.Signals = signal.SIGTERM) -> None:
+        """Stop one of them, by `SIGTERM` in its orderly way, by `SIGKILL` as a crash does."""
+        self._ask("stop", name, how.name)
+
+    def start(self, name: Name) -> None:
+        """Start it again, with the data that it had."""
+        self._ask("start", name)
+
 
 @contextmanager
-def servers(project: Project) -> Iterator[dict[str, str]]:
-    """Run the project's embedded servers, with an empty database for the service itself.
-
-    Gives the service's environment variables that name them.
-    """
+def servers(project: Project) -> Iterator[Servers]:
+    """Run the project's embedded servers, with an empty database for the service itself."""
     process = subprocess.Popen(
         [str(project.python), "-c", _SERVE],
         cwd=project.path,
@@ -105,12 +181,7 @@ def servers(project: Project) -> Iterator[dict[str, str]]:
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert process.stdin
-    assert process.stdout
     try:
-        line = process.stdout.readline()
-        assert line, "the servers did not start"
-        urls: dict[str, str] = json.loads(line)
-        yield urls
+        yield Servers(process)
     finally:
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
