@@ -70,6 +70,8 @@ def make_engine(url: str) -> AsyncEngine:
             "timeout": settings.database_connect_timeout,
             "command_timeout": settings.database_command_timeout,
         },
+        # Errors are logged, and what customers said does not belong into a log.
+        hide_parameters=settings.environment in {"staging", "production"},
         **_pool_options(),
     )
 

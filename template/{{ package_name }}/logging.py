@@ -20,10 +20,17 @@ def configure_logging() -> None:
     ]
     final: list[structlog.typing.Processor]
     if settings.environment in {"development", "test"}:
-        final = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        final = [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
     else:
         final = [
-            structlog.processors.dict_tracebacks,
+            structlog.processors.ExceptionRenderer(
+                # Without local variables: passwords and what customers said are among them.
+                structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+            ),
             structlog.processors.EventRenamer("message"),
             structlog.processors.JSONRenderer(),
         ]
