@@ -93,8 +93,8 @@ def main() -> None:
         parser.error("a cost needs at least two tests and one round")
     with service() as project:
         ours = [contender(project, name, label) for name, label in OURS.items()]
-        with servers(project) as urls:  # kept running for all of them
-            usual = [pattern(project, name, urls["DATABASE_URL"]) for name in USUAL]
+        with servers(project) as running:  # kept running for all of them
+            usual = [pattern(project, name, running.urls["DATABASE_URL"]) for name in USUAL]
             per_test(ours + usual, options.tests, options.rounds)
             two_workers(ours, 2 * options.tests, options.rounds)
         start(project, ours, options.rounds)
