@@ -93,27 +93,42 @@ def sql(statement):
     return cursor.fetchall() if cursor.description else []
 
 
-def stop(name, how):
+def processes(name):
     if name == "redis":
-        os.kill(redis._process.pid, signal.Signals[how])
-        redis._process.wait()
-        redis.stop()
-        return
-    if kept is not None:
+        return [redis._process.pid]
+    pid = int((postgres.data / "postmaster.pid").read_text().splitlines()[0])
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *map(int, children)]
+
+
+def stop(name, how):
+    if name == "postgres" and kept is not None:
         kept.close()
-    if how == "SIGKILL":
-        pid = int((postgres.data / "postmaster.pid").read_text().splitlines()[0])
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        os.kill(pid, signal.SIGKILL)
-        while any(Path(f"/proc/{child}").exists() for child in children):
-            time.sleep(0.01)  # each of them notices
-    postgres.stop()
+    first, *children = processes(name)
+    if name == "redis" or how == "SIGKILL":
+        os.kill(first, signal.Signals[how])
+    while how == "SIGKILL" and any(Path(f"/proc/{child}").exists() for child in children):
+        time.sleep(0.01)  # each of them notices
+    if name == "redis":
+        redis._process.wait()
+    {"postgres": postgres, "redis": redis}[name].stop()
 
 
 def start(name):
     {"postgres": postgres, "redis": redis}[name].start()
 
 
+def freeze(name):
+    for process in processes(name):
+        os.kill(process, signal.SIGSTOP)
+
+
+def thaw(name):
+    for process in processes(name):
+        os.kill(process, signal.SIGCONT)
+
+
+COMMANDS = {"sql": sql, "stop": stop, "start": start, "freeze": freeze, "thaw": thaw}
 postgres.start()
 redis.start()
 try:
@@ -125,7 +140,7 @@ try:
     print(json.dumps(urls), flush=True)
     for line in sys.stdin:
         name, *arguments = json.loads(line)
-        answer = {"sql": sql, "stop": stop, "start": start}[name](*arguments)
+        answer = COMMANDS[name](*arguments)
         print(json.dumps(answer, default=str), flush=True)
 finally:
     if kept is not None:
@@ -167,8 +182,20 @@ class Servers:
         self._ask("stop", name, how.name)
 
     def start(self, name: Name) -> None:
-        """Start it again, with the data that it had."""
+        """Start it again; Postgres has the data that it had."""
         self._ask("start", name)
+
+    @contextmanager
+    def frozen(self, name: Name) -> Iterator[None]:
+        """Keep it from doing anything, while its connections stay: as a network that is cut does.
+
+        No `sql` meanwhile, if it is Postgres.
+        """
+        self._ask("freeze", name)
+        try:
+            yield
+        finally:
+            self._ask("thaw", name)
 
 
 @contextmanager

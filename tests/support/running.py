@@ -152,7 +152,8 @@ def serving(project: Project, env: Environment) -> Iterator[Service]:
     finally:
         process.kill()
         process.wait()
-        print(log.read_text()[-20_000:])
+        lines = log.read_text().splitlines()
+        print("\n".join(line for line in lines if '"message": "request"' not in line)[-20_000:])
 
 
 def command(project: Project) -> list[str]:

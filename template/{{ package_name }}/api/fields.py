@@ -1,7 +1,7 @@
 """Types of what clients send, shared by the routes.
 
-The limits are those of the database, so a value that passes here can be stored: Postgres has no
-NUL in text, and ids are bigints. Patterns also appear in the API document.
+What passes here can be stored: Postgres has no NUL in text. Limits and patterns also appear in the
+API document.
 """
 
 from typing import Annotated
@@ -9,9 +9,11 @@ from typing import Annotated
 from fastapi import Path
 from pydantic import StringConstraints
 
-MAX_BIGINT = 2**63 - 1
+# Ids are bigints in the database. Many readers of JSON know only the integers that a double holds,
+# and so do those who read the limits in the API document.
+MAX_ID = 2**53 - 1
 
-Id = Annotated[int, Path(ge=1, le=MAX_BIGINT)]
+Id = Annotated[int, Path(ge=1, le=MAX_ID)]
 
 # At least one character that is neither white space nor a control character. Spelt out, because
 # engines of regular expressions don't agree on white space.
