@@ -30,7 +30,16 @@ from tests.support.command import run
 from tests.support.embedded import Name, Servers, remove_clusters
 from tests.support.machine import linux_only
 from tests.support.project import Project
-from tests.support.running import SECRET, Answer, Client, Environment, Service, production, serving
+from tests.support.running import (
+    SECRET,
+    Answer,
+    Client,
+    Environment,
+    Service,
+    command,
+    production,
+    serving,
+)
 from tests.support.small import wait_until
 
 PASSWORD = "correct horse battery staple"
@@ -52,6 +61,8 @@ SETTINGS = {
     "DATABASE_CONNECT_TIMEOUT": "2",
     "DATABASE_COMMAND_TIMEOUT": "2",
 }
+# The service's sessions.
+OTHERS = "FROM pg_stat_activity WHERE datname = 'service' AND pid <> pg_backend_pid()"
 POOL = 15  # DATABASE_POOL_SIZE and DATABASE_MAX_OVERFLOW, by default
 
 numbers = itertools.count(1)
@@ -67,11 +78,23 @@ class Production:
 
     def idle(self) -> bool:
         """Whether the service has no session that does anything, and no more than its pool."""
-        rows = self.servers.sql(
-            "SELECT state FROM pg_stat_activity"
-            " WHERE datname = 'service' AND pid <> pg_backend_pid()"
-        )
+        rows = self.servers.sql(f"SELECT state {OTHERS}")
         return len(rows) <= POOL + 5 and {state for (state,) in rows} <= {"idle"}
+
+    @contextmanager
+    def customers_locked(self) -> Iterator[None]:
+        """Keep others from writing to the table of customers."""
+        self.servers.sql("BEGIN")
+        self.servers.sql("LOCK TABLE customers IN EXCLUSIVE MODE")
+        try:
+            yield
+        finally:
+            self.servers.sql("ROLLBACK")
+
+    def waiting(self) -> int:
+        """How many sessions wait for a lock."""
+        rows = self.servers.sql("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        return int(rows[0][0])
 
     def emails(self, pattern: str) -> Counter[str]:
         """The customers whose address matches, and how often each is there."""
@@ -368,7 +391,7 @@ MALFORMED: dict[str, tuple[str, bytes, str, set[int]]] = {
     "multipart without a boundary": ("auth/token", b"--x", "multipart/form-data", {400, 422}),
     "a file for a name": (
         "auth/token",
-        b'--x\r\nContent-Disposition: form-data; name="username"; filename="f"\r\n\r\nada\r\n--x--\r\n',
+        b'--x\r\nContent-Disposition: form-data; name="username"; filename="f"\r\n\r\nx\r\n--x--',
         "multipart/form-data; boundary=x",
         {422},
     ),
@@ -450,3 +473,271 @@ def assert_tells_nothing(answer: Answer) -> None:
     assert not INTERNALS.search(shown), shown
     for error in answer.body.get("errors", []):
         assert not INTERNALS.search(error["message"]), error
+
+
+# --- Servers that are away, or stall -----------------------------------------------------------
+
+
+@dataclass
+class Load:
+    """Clients that write without a pause, and what became of each thing they wrote."""
+
+    service: Service
+    name: str
+    customers: dict[str, int | None] = field(default_factory=dict)
+    """Of each address its status; None where there was no answer at all."""
+    messages: list[tuple[int | None, Any]] = field(default_factory=list)
+    _ended: threading.Event = field(default_factory=threading.Event)
+
+    def _write(self, conversation: str | None) -> None:
+        while not self._ended.is_set():
+            values = new_customer(self.name)
+            try:
+                self.customers[values["email"]] = create(self.service, values).status
+            except OSError:
+                self.customers[values["email"]] = None
+            if conversation:
+                question = {"content": "How do I freeze my lost card?"}
+                try:
+                    sent = self.service.call("POST", f"{conversation}/messages", question)
+                    self.messages.append(sent)
+                except OSError as error:
+                    self.messages.append((None, error))
+
+    @contextmanager
+    def running(self, clients: int = 12) -> Iterator[None]:
+        """Until the end of the block; some of the clients have a conversation, too."""
+        conversations = [begin_conversation(self.service) for _ in range(4)]
+        chosen = conversations + [None] * (clients - len(conversations))
+        with ThreadPoolExecutor(clients) as pool:
+            ends = [pool.submit(self._write, conversation) for conversation in chosen]
+            try:
+                self.wait_for(201)
+                yield
+            finally:
+                self._ended.set()
+        for end in ends:
+            end.result()
+
+    def wait_for(self, status: int) -> None:
+        """Wait until some more writes of each kind end in this way."""
+
+        def seen() -> tuple[int, int]:
+            talked = 200 if status == 201 else status
+            written = list(self.customers.values()).count(status)
+            return written, [found for found, _ in list(self.messages)].count(talked)
+
+        customers, messages = seen()
+        wait_until(
+            lambda: seen()[0] >= customers + 10 and seen()[1] >= messages + 3,
+            f"more answers {status}",
+            timeout=120,
+        )
+
+    def nothing_is_lost(self, there: Production) -> None:
+        """Each was answered; what was acknowledged is there once, what was refused once at most."""
+        assert set(self.customers.values()) <= {201, 503}, Counter(self.customers.values())
+        statuses = Counter(status for status, _ in self.messages)
+        assert set(statuses) <= {200, 503}, statuses
+        stored = there.emails(f"^{self.name}-")
+        acknowledged = {email for email, status in self.customers.items() if status == 201}
+        assert acknowledged <= set(stored)
+        assert set(stored) <= set(self.customers)
+        assert set(stored.values()) == {1}
+        replies = {
+            body["reply_id"]: body["content"] for status, body in self.messages if status == 200
+        }
+        found = there.servers.sql(
+            "SELECT r.id, r.content FROM messages r JOIN messages m ON m.id = r.in_reply_to_id"
+        )
+        assert replies.items() <= {(number, content) for number, content in found}
+        assert len(replies) == statuses[200], "each message has a reply of its own"
+        print(f"customers: {Counter(self.customers.values())}; messages: {statuses}")
+
+
+def restart(name: Name, how: signal.Signals) -> Callable[[Service, Production, Load], None]:
+    """Stop a server in this way, and start it when the service has said that it is away."""
+
+    def act(service: Service, there: Production, load: Load) -> None:
+        there.servers.stop(name, how)
+        assert service.call("GET", "/health/live")[0] == 200
+        status, problem = service.call("GET", "/health/ready")
+        assert (status, problem["checks"][name]) == (503, "failed")
+        load.wait_for(503)
+        there.servers.start(name)
+
+    return act
+
+
+def freeze(name: Name) -> Callable[[Service, Production, Load], None]:
+    """Let a server stall, with its connections open: the service gives up, and waits for it."""
+
+    def act(service: Service, there: Production, load: Load) -> None:
+        with there.servers.frozen(name):
+            status, problem = service.call("GET", "/health/ready")
+            assert (status, problem["checks"][name]) == (503, "failed")
+            load.wait_for(503)
+
+    return act
+
+
+def end_sessions(end: Callable[[Production], object]) -> Callable[..., None]:
+    """Take the service's connections away while the server stays; several times."""
+
+    def act(_: Service, there: Production, load: Load) -> None:
+        for _time in range(3):
+            end(there)
+            load.wait_for(201)
+
+    return act
+
+
+def kill_a_session(there: Production) -> None:
+    """As the kernel does when memory is short: Postgres ends all the others too, and recovers."""
+    rows = there.servers.sql(f"SELECT min(pid) {OTHERS}")
+    os.kill(int(rows[0][0]), signal.SIGKILL)
+
+
+def end_all_sessions(there: Production) -> None:
+    """As an administrator does, or a fail-over."""
+    there.servers.sql(f"SELECT pg_terminate_backend(pid) {OTHERS}")
+
+
+OUTAGES: dict[str, Callable[[Service, Production, Load], None]] = {
+    "Postgres stopped": restart("postgres", signal.SIGTERM),
+    "Postgres killed": restart("postgres", signal.SIGKILL),
+    "Postgres stalls": freeze("postgres"),
+    "a session killed": end_sessions(kill_a_session),
+    "all sessions ended": end_sessions(end_all_sessions),
+    "Redis stopped": restart("redis", signal.SIGTERM),
+    "Redis killed": restart("redis", signal.SIGKILL),
+    "Redis stalls": freeze("redis"),
+}
+
+
+@linux_only
+@pytest.mark.parametrize("name", OUTAGES)
+def test_an_outage_under_load_is_survived(name: str, service: Service, there: Production) -> None:
+    """503 while a server is away, never 500, never silence; afterwards all is as before.
+
+    The service is not restarted. Its log explains what happened, without a customer's data.
+    """
+    load = Load(service, re.sub("[^a-z]", "", name.lower()))
+    logged = len(service.log.read_text())
+    with load.running():
+        OUTAGES[name](service, there, load)
+        load.wait_for(201)
+    wait_until(lambda: service.call("GET", "/health/ready")[0] == 200, "ready again", timeout=60)
+    load.nothing_is_lost(there)
+    wait_until(there.idle, "no session is busy", timeout=60)
+    log = service.log.read_text()[logged:]
+    assert "unhandled error" not in log, log[-3000:]
+    assert "@example.org" not in log
+    assert "lost card" not in log
+
+
+# --- Many clients, slow clients, clients that leave --------------------------------------------
+
+
+def test_two_hundred_clients_lose_nothing(service: Service, there: Production) -> None:
+    """At once on one process: what it acknowledges is there, what it can't do it says."""
+
+    def write(_: int) -> dict[str, int]:
+        return {
+            values["email"]: create(service, values).status
+            for values in (new_customer("crowd") for _ in range(3))
+        }
+
+    with ThreadPoolExecutor(200) as pool:
+        statuses = {
+            email: status for each in pool.map(write, range(200)) for email, status in each.items()
+        }
+    print(Counter(statuses.values()))
+    assert len(statuses) == 600
+    assert set(statuses.values()) <= {201, 503}, Counter(statuses.values())
+    stored = there.emails("^crowd-")
+    assert {email for email, status in statuses.items() if status == 201} == set(stored)
+    assert set(stored.values()) == {1}
+    wait_until(there.idle, "no session is busy")
+
+
+HEAD = """\
+POST /api/v1/customers HTTP/1.1
+Host: service
+Authorization: {}
+Content-Type: application/json
+Content-Length: {}
+
+"""
+
+
+def test_slow_clients_hold_nothing_that_others_need(service: Service, there: Production) -> None:
+    """More of them than there are connections to Postgres, stuck in a header or in a body."""
+    head = HEAD.format(service.headers["Authorization"], 100)
+    beginnings = [head[:40], head + "{"] * 50
+    slow = [service.connect(beginning) for beginning in beginnings]
+    try:
+        wait_until(there.idle, "no session is busy")
+        assert create(service, new_customer("quick")).status == 201
+    finally:
+        for connection in slow:
+            connection.close()
+    wait_until(there.idle, "no session is busy")
+    assert create(service, new_customer("quick")).status == 201
+
+
+def test_clients_that_leave_take_no_connection_with_them(
+    service: Service, there: Production
+) -> None:
+    """In the middle of a request, while it waits in Postgres or for a connection to it."""
+    logged = len(service.log.read_text())
+    with there.customers_locked():
+        leaving = []
+        for _ in range(2 * POOL):
+            body = json.dumps(new_customer("leaver"))
+            head = HEAD.format(service.headers["Authorization"], len(body))
+            leaving.append(service.connect(head + body))
+        wait_until(lambda: there.waiting() == POOL, "all connections wait")
+        for connection in leaving:
+            connection.close()
+    wait_until(there.idle, "no session is busy")
+    with ThreadPoolExecutor(POOL) as pool:
+        answers = pool.map(lambda _: create(service, new_customer("stayer")), range(2 * POOL))
+        assert {answer.status for answer in answers} == {201}
+    assert "unhandled error" not in service.log.read_text()[logged:]
+
+
+def test_requests_in_flight_end_before_the_service_does(there: Production) -> None:
+    """SIGTERM: no new request, an answer for each that has begun, no session left behind."""
+    env = {**there.env, "DATABASE_COMMAND_TIMEOUT": "60"}
+    with serving(there.project, env) as service, ThreadPoolExecutor(5) as pool:
+        service.headers["Authorization"] = f"Bearer {log_in(service, there)}"
+        with there.customers_locked():
+            begun = [pool.submit(create, service, new_customer("last")) for _ in range(5)]
+            wait_until(lambda: there.waiting() == 5, "the requests wait")
+            service.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: refuses(service), "no new connection is taken")
+        assert [request.result().status for request in begun] == [201] * 5
+        assert service.process.wait(timeout=30) in (0, -signal.SIGTERM)
+        assert "Traceback" not in service.log.read_text()
+    assert len(there.emails("^last-")) == 5
+
+
+def test_a_stalled_client_does_not_keep_the_service_from_stopping(there: Production) -> None:
+    """The container's command bounds it, here to less than there."""
+    assert "--timeout-graceful-shutdown" in command(there.project)
+    options = ("--timeout-graceful-shutdown", "2")
+    with serving(there.project, there.env, *options) as service:
+        head = HEAD.format("Bearer x", 100)
+        with service.connect(head + "{"), service.connect(head[:40]):
+            wait_until(lambda: service.call("GET", "/health/live")[0] == 200, "it serves others")
+            service.stop()
+
+
+def refuses(service: Service) -> bool:
+    """Whether the service takes no connection any more."""
+    try:
+        service.connect().close()
+    except ConnectionRefusedError:
+        return True
+    return False

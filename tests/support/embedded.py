@@ -87,10 +87,25 @@ kept = None
 
 def sql(statement):
     global kept
-    if kept is None or kept.closed:
-        kept = databases.connect(current, "service")
-    cursor = kept.execute(statement)
-    return cursor.fetchall() if cursor.description else []
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            if kept is None:
+                kept = databases.connect(current, "service")
+            cursor = kept.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+        except psycopg.OperationalError:  # the server was stopped, or recovers
+            if time.monotonic() > deadline:
+                raise
+            close()
+            time.sleep(0.05)
+
+
+def close():
+    global kept
+    if kept is not None:
+        kept.close()
+        kept = None
 
 
 def processes(name):
@@ -102,8 +117,8 @@ def processes(name):
 
 
 def stop(name, how):
-    if name == "postgres" and kept is not None:
-        kept.close()
+    if name == "postgres":
+        close()
     first, *children = processes(name)
     if name == "redis" or how == "SIGKILL":
         os.kill(first, signal.Signals[how])
@@ -128,7 +143,7 @@ def thaw(name):
         os.kill(process, signal.SIGCONT)
 
 
-COMMANDS = {"sql": sql, "stop": stop, "start": start, "freeze": freeze, "thaw": thaw}
+COMMANDS = {f.__name__: f for f in (sql, stop, start, freeze, thaw)}
 postgres.start()
 redis.start()
 try:
@@ -143,8 +158,7 @@ try:
         answer = COMMANDS[name](*arguments)
         print(json.dumps(answer, default=str), flush=True)
 finally:
-    if kept is not None:
-        kept.close()
+    close()
     redis.stop()
     postgres.stop()
 """
@@ -173,7 +187,10 @@ class Servers:
         return self._answer()
 
     def sql(self, statement: str) -> list[list[Any]]:
-        """Run SQL in the service's database, always on the same session. Returns the rows."""
+        """Run SQL in the service's database. Returns the rows.
+
+        Always on the same session, unless that is lost: then again, on another.
+        """
         rows: list[list[Any]] = self._ask("sql", statement)
         return rows
 

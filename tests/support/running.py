@@ -128,15 +128,18 @@ def production(project: Project) -> Iterator[tuple[Servers, Environment]]:
 
 
 @contextmanager
-def serving(project: Project, env: Environment) -> Iterator[Service]:
-    """Run the service with the command of its container, and stop it unless that was done."""
+def serving(project: Project, env: Environment, *options: str) -> Iterator[Service]:
+    """Run the service with the command of its container, and stop it unless that was done.
+
+    `options` come after those of the container, so they win.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = project.path.with_name(f"uvicorn-{port}.log")
     with log.open("w") as output:
         process = subprocess.Popen(
-            [str(project.python), "-m", *command(project), "--port", str(port)],
+            [str(project.python), "-m", *command(project), "--port", str(port), *options],
             cwd=project.path,
             env=overlaid(env),
             stdout=output,
