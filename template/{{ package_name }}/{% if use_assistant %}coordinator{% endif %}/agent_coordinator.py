@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,8 @@ class AgentCoordinator:
         """Answer a message, or pause until a human does.
 
         A conversation that does not exist is made. While it waits for a human, further messages
-        are recorded for them and not answered by the machine.
+        are recorded for them and not answered by the machine. A message that is sent again because
+        the process that had it died is taken up where that stopped, and not recorded twice.
 
         Raises:
             ValueError: the message is empty, too long, or nothing that Postgres can store.
@@ -79,18 +81,36 @@ class AgentCoordinator:
         async with self._tools.sessions() as session, session.begin():
             service = ConversationService(session)
             conversation = await service.open_conversation(customer_id, conversation_id)
-            asked = await service.add_message(conversation.id, message)
             waiting = await service.unresolved_escalation(conversation.id)
+            asked = await service.repeated(conversation.id, message)
+            if asked is None:
+                asked = await service.add_message(conversation.id, message)
         if waiting is not None:
             return _paused(asked, waiting.id, waiting.reason)
+        return await self._answer(asked)
 
+    async def recover(self, older_than: timedelta = timedelta(minutes=5)) -> list[Result]:
+        """Take up the messages that nobody answered, because the process that had them died.
+
+        Args:
+            older_than: how old they must be: younger ones may be in work.
+
+        Raises:
+            Unavailable: the database can't be reached; what was taken up before stays.
+        """
+        async with self._tools.sessions() as session:
+            until = datetime.now(UTC) - older_than
+            messages = await ConversationService(session).unanswered(until)
+        return [await self._answer(message) for message in messages]
+
+    async def _answer(self, asked: Message) -> Result:
         thread_id = f"message-{asked.id}"
         async with self._runs() as runs:
             state = await runs.start(
                 State(
-                    message=message,
+                    message=asked.content,
                     message_id=asked.id,
-                    conversation_id=conversation.id,
+                    conversation_id=asked.conversation_id,
                     thread_id=thread_id,
                 )
             )
