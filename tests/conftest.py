@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.support.machine import kill, started_with
 from tests.support.once import made_once, until_the_last
 from tests.support.project import Project, install, render
 from tests.support.releases import FUTURE, change_everything, commit, tag_releases
+from tests.support.running import SETTINGS, Production, production
 from tests.support.small import Small, small_service
 from tests.support.template import clone_working_tree
 from tests.variants import ALL_OFF, COMBINATIONS, LEAN, VARIANTS, Variant
@@ -107,6 +109,15 @@ def shared_render(shared: Path, template: Path, answers: dict[str, Any], python:
         lambda directory: render(template, directory, answers),
     )
     return Project.read(directory, python)
+
+
+@pytest.fixture(scope="session")
+def there(rendered: Render, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]:
+    """A service's servers and its database, as in production, for services that are put to them."""
+    directory = tmp_path_factory.mktemp("production")
+    with production(rendered().copy_to(directory / "service")) as there:
+        yield replace(there, env={**there.env, **SETTINGS})
+    remove_clusters(directory)
 
 
 @pytest.fixture(params=list(VARIANTS))

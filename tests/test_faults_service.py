@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import itertools
 import json
 import os
 import re
@@ -25,24 +24,26 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Render
 from tests.support.command import run
-from tests.support.embedded import Name, Servers, remove_clusters
+from tests.support.embedded import Name
 from tests.support.machine import linux_only
-from tests.support.project import Project
 from tests.support.running import (
+    OTHERS,
+    PASSWORD,
+    POOL,
     SECRET,
+    SETTINGS,
     Answer,
-    Client,
-    Environment,
+    Production,
     Service,
+    begin_conversation,
     command,
-    production,
+    create,
+    log_in,
+    new_customer,
     serving,
 )
 from tests.support.small import wait_until
-
-PASSWORD = "correct horse battery staple"
 
 # What no client may read in an error, and no log may hold.
 INTERNALS = re.compile(
@@ -51,65 +52,6 @@ INTERNALS = re.compile(
     re.IGNORECASE,
 )
 
-# Nothing here is about limits of calls, and the hashes guard nothing.
-SETTINGS = {
-    "RATE_LIMIT": "1000000000",
-    "LOGIN_RATE_LIMIT": "1000000000",
-    "ARGON2_TIME_COST": "1",
-    "ARGON2_MEMORY_KIB": "32",
-    "REDIS_TIMEOUT": "1",
-    "DATABASE_CONNECT_TIMEOUT": "2",
-    "DATABASE_COMMAND_TIMEOUT": "2",
-}
-# The service's sessions.
-OTHERS = "FROM pg_stat_activity WHERE datname = 'service' AND pid <> pg_backend_pid()"
-POOL = 15  # DATABASE_POOL_SIZE and DATABASE_MAX_OVERFLOW, by default
-
-numbers = itertools.count(1)
-
-
-@dataclass(frozen=True)
-class Production:
-    """A project whose servers run, and the environment of its service."""
-
-    project: Project
-    servers: Servers
-    env: Environment
-
-    def idle(self) -> bool:
-        """Whether the service has no session that does anything, and no more than its pool."""
-        rows = self.servers.sql(f"SELECT state {OTHERS}")
-        return len(rows) <= POOL + 5 and {state for (state,) in rows} <= {"idle"}
-
-    @contextmanager
-    def customers_locked(self) -> Iterator[None]:
-        """Keep others from writing to the table of customers."""
-        self.servers.sql("BEGIN")
-        self.servers.sql("LOCK TABLE customers IN EXCLUSIVE MODE")
-        try:
-            yield
-        finally:
-            self.servers.sql("ROLLBACK")
-
-    def waiting(self) -> int:
-        """How many sessions wait for a lock."""
-        rows = self.servers.sql("SELECT count(*) FROM pg_locks WHERE NOT granted")
-        return int(rows[0][0])
-
-    def emails(self, pattern: str) -> Counter[str]:
-        """The customers whose address matches, and how often each is there."""
-        rows = self.servers.sql(f"SELECT email FROM customers WHERE email ~ '{pattern}'")
-        return Counter(email for (email,) in rows)
-
-
-@pytest.fixture(scope="module")
-def there(rendered: Render, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]:
-    directory = tmp_path_factory.mktemp("production")
-    project = rendered().copy_to(directory / "service")
-    with production(project) as (servers, env):
-        yield Production(project, servers, {**env, **SETTINGS})
-    remove_clusters(directory)
-
 
 @pytest.fixture(scope="module")
 def service(there: Production) -> Iterator[Service]:
@@ -117,37 +59,6 @@ def service(there: Production) -> Iterator[Service]:
     with serving(there.project, there.env) as service:
         service.headers["Authorization"] = f"Bearer {log_in(service, there, 'is_staff = true')}"
         yield service
-
-
-def log_in(client: Client, there: Production, changes: str = "is_active = true") -> str:
-    """Register somebody new, and make the account what `changes` say. Returns a token."""
-    email = f"user-{next(numbers)}@example.org"
-    account = {"email": email, "password": PASSWORD}
-    assert client.call("POST", "/api/v1/auth/register", account)[0] == 202
-    there.servers.sql(f"UPDATE users SET {changes} WHERE email = '{email}'")
-    form = {"username": email, "password": PASSWORD}
-    status, token = client.call("POST", "/api/v1/auth/token", form=form)
-    assert status == 200
-    found: str = token["access_token"]
-    return found
-
-
-def new_customer(name: str = "somebody") -> dict[str, str]:
-    return {"full_name": "Ada Lovelace", "email": f"{name}-{next(numbers)}@example.org"}
-
-
-def create(client: Client, values: dict[str, str]) -> Answer:
-    """Ask for a customer to be created."""
-    sent = json.dumps(values).encode()
-    return client.send("POST", "/api/v1/customers", sent, {"Content-Type": "application/json"})
-
-
-def begin_conversation(client: Client) -> str:
-    """The path of a new conversation of a new customer."""
-    customer = create(client, new_customer()).body["id"]
-    status, begun = client.call("POST", "/api/v1/conversations", {"customer_id": customer})
-    assert status == 201
-    return f"/api/v1/conversations/{begun['id']}"
 
 
 # --- What the document promises ----------------------------------------------------------------
@@ -560,11 +471,13 @@ def restart(name: Name, how: signal.Signals) -> Callable[[Service, Production, L
 
     def act(service: Service, there: Production, load: Load) -> None:
         there.servers.stop(name, how)
-        assert service.call("GET", "/health/live")[0] == 200
-        status, problem = service.call("GET", "/health/ready")
-        assert (status, problem["checks"][name]) == (503, "failed")
-        load.wait_for(503)
-        there.servers.start(name)
+        try:
+            assert service.call("GET", "/health/live")[0] == 200
+            status, problem = service.call("GET", "/health/ready")
+            assert (status, problem["checks"][name]) == (503, "failed")
+            load.wait_for(503)
+        finally:
+            there.servers.start(name)
 
     return act
 

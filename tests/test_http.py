@@ -13,7 +13,7 @@ EMAIL, PASSWORD = "ada@example.com", "correct horse battery staple"
 
 
 def test_service_over_http(project: Project) -> None:
-    with production(project) as (_, env), serving(project, env) as client:
+    with production(project) as there, serving(project, there.env) as client:
         assert client.call("GET", "/health/live") == (200, {"status": "ok"})
         ready = {"status": "ok", "checks": {"postgres": "ok", "redis": "ok"}}
         assert client.call("GET", "/health/ready") == (200, ready)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import signal
@@ -11,6 +12,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +27,23 @@ from tests.support.project import Project
 Environment = Mapping[str, str | None]
 
 SECRET = "a-secret-of-these-tests-and-of-nothing-else"
+PASSWORD = "correct horse battery staple"
+
+# Nothing here is about limits of calls, and the hashes guard nothing.
+SETTINGS = {
+    "RATE_LIMIT": "1000000000",
+    "LOGIN_RATE_LIMIT": "1000000000",
+    "ARGON2_TIME_COST": "1",
+    "ARGON2_MEMORY_KIB": "32",
+    "REDIS_TIMEOUT": "1",
+    "DATABASE_CONNECT_TIMEOUT": "2",
+    "DATABASE_COMMAND_TIMEOUT": "2",
+}
+# The service's sessions.
+OTHERS = "FROM pg_stat_activity WHERE datname = 'service' AND pid <> pg_backend_pid()"
+POOL = 15  # DATABASE_POOL_SIZE and DATABASE_MAX_OVERFLOW, by default
+
+numbers = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -108,12 +127,43 @@ class Service(Client):
         assert "Finished server process" in self.log.read_text()
 
 
-@contextmanager
-def production(project: Project) -> Iterator[tuple[Servers, Environment]]:
-    """Run the servers of a production service, with a database that is migrated and filled.
+@dataclass(frozen=True)
+class Production:
+    """A project whose servers run, and the environment of its service."""
 
-    Gives the servers, and the service's environment.
-    """
+    project: Project
+    servers: Servers
+    env: Environment
+
+    def idle(self) -> bool:
+        """Whether the service has no session that does anything, and no more than its pool."""
+        rows = self.servers.sql(f"SELECT state {OTHERS}")
+        return len(rows) <= POOL + 5 and {state for (state,) in rows} <= {"idle"}
+
+    @contextmanager
+    def customers_locked(self) -> Iterator[None]:
+        """Keep others from writing to the table of customers."""
+        self.servers.sql("BEGIN")
+        self.servers.sql("LOCK TABLE customers IN EXCLUSIVE MODE")
+        try:
+            yield
+        finally:
+            self.servers.sql("ROLLBACK")
+
+    def waiting(self) -> int:
+        """How many sessions wait for a lock."""
+        rows = self.servers.sql("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        return int(rows[0][0])
+
+    def emails(self, pattern: str) -> Counter[str]:
+        """The customers whose address matches, and how often each is there."""
+        rows = self.servers.sql(f"SELECT email FROM customers WHERE email ~ '{pattern}'")
+        return Counter(email for (email,) in rows)
+
+
+@contextmanager
+def production(project: Project) -> Iterator[Production]:
+    """Run the servers of a production service, with a database that is migrated and filled."""
     with servers(project) as running:
         env: dict[str, str | None] = {
             **running.urls,
@@ -124,7 +174,7 @@ def production(project: Project) -> Iterator[tuple[Servers, Environment]]:
         project.tool("app.coordinator.setup", env=env)
         project.tool("app.seed_database", env=env)
         project.run(project.python, "ingest.py", env=env)
-        yield running, env
+        yield Production(project, running, env)
 
 
 @contextmanager
@@ -178,3 +228,34 @@ def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
                 return
         time.sleep(0.05)
     raise AssertionError("the service does not listen")
+
+
+def log_in(client: Client, there: Production, changes: str = "is_active = true") -> str:
+    """Register somebody new, and make the account what `changes` say. Returns a token."""
+    email = f"user-{next(numbers)}@example.org"
+    account = {"email": email, "password": PASSWORD}
+    assert client.call("POST", "/api/v1/auth/register", account)[0] == 202
+    there.servers.sql(f"UPDATE users SET {changes} WHERE email = '{email}'")
+    form = {"username": email, "password": PASSWORD}
+    status, token = client.call("POST", "/api/v1/auth/token", form=form)
+    assert status == 200
+    found: str = token["access_token"]
+    return found
+
+
+def new_customer(name: str = "somebody") -> dict[str, str]:
+    return {"full_name": "Ada Lovelace", "email": f"{name}-{next(numbers)}@example.org"}
+
+
+def create(client: Client, values: dict[str, str]) -> Answer:
+    """Ask for a customer to be created."""
+    sent = json.dumps(values).encode()
+    return client.send("POST", "/api/v1/customers", sent, {"Content-Type": "application/json"})
+
+
+def begin_conversation(client: Client) -> str:
+    """The path of a new conversation of a new customer."""
+    customer = create(client, new_customer()).body["id"]
+    status, begun = client.call("POST", "/api/v1/conversations", {"customer_id": customer})
+    assert status == 201
+    return f"/api/v1/conversations/{begun['id']}"
