@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,7 +190,8 @@ class Desk:
         """Do something, with `kill -9` at this time."""
         child = self.begin(method, **arguments)
         time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)  # a zombie at least: it is waited for afterwards
+        with suppress(ProcessLookupError):  # it came to its end
+            os.kill(child, signal.SIGKILL)
         self.end()
 
 
