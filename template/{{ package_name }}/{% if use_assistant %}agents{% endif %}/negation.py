@@ -17,8 +17,8 @@ _NOT = r"(?:not|never|neither|nor|cannot|hardly|[a-z]{2,6}n't|(?:is|are|was|were
 # on purpose: "not only risk-free but …" is a promise.
 _FILLER = (
     r"(?:an?|the|any|all|as|is|are|was|were|be|been|being|entirely|completely|totally|fully|wholly"
-    r"|truly|really|actually|ever|always|necessarily|100%|considered|described|regarded|seen|sold"
-    r"|in fact|of course|however|at all|such|so-called|it|this|that|these|they|them|product"
+    r"|truly|really|actually|ever|always|necessarily|100%|considered|described|called|regarded|seen|sold"
+    r"|in fact|of course|however|at all|such|so-called|you|it|this|that|these|they|them|product"
     r"|products|investment|investments)"
 )
 _FILLERS = rf"(?:[ ,\"']{{1,3}}{_FILLER}){{0,5}}[ ,\"'(]{{1,3}}$"
@@ -41,7 +41,9 @@ _BEFORE = [
         rf"{_FILLERS}"
     ),
     # "by no means risk-free", "in no way", "rather than risk-free"
-    re.compile(r"\b(?:by no means|in no way|rather than|instead of)(?: an?| any)? $"),
+    re.compile(r"\b(?:by no means|in no way|rather than|instead of|anything but)(?: an?| any)? $"),
+    # "it isn't possible to guarantee returns"
+    re.compile(rf"\b(?:{_NOT} possible|impossible|{_NOT} able|unable) to $"),
     # "it would be wrong to call it risk-free", "it isn't true that our bond is risk-free"
     re.compile(
         r"\b(?:wrong|incorrect|misleading|false|untrue|dishonest"
@@ -83,7 +85,7 @@ _TAKES_BACK = re.compile(
     r"|(?:is|are|was|were|ca|do|does)nt)\b"
 )
 _TAKEN_BACK = re.compile(
-    r"\b(?:elsewhere|anywhere else|from (?:other|another|any other)|like ours)\b"
+    r"\b(?:elsewhere|anywhere else|from (?:other|another|any other)|like ours|lightly|for nothing)\b"
 )
 
 _QUOTED = [
