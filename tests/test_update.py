@@ -206,10 +206,10 @@ def test_switched_feature_gets_a_migration(scaffold: Scaffold) -> None:
     assert files(project.path)[INITIAL] == before
     test = ["--no-cov", "tests/integration/test_migrations.py"]
     project.pytest(*test, status=1, passed=2, failed=1)
-    with servers(project) as urls:
-        project.tool("alembic", "upgrade", "head", env=urls)
+    with servers(project) as running:
+        project.tool("alembic", "upgrade", "head", env=running.urls)
         revise = ["revision", "--autogenerate", "--rev-id", "0002", "-m", "accounts"]
-        project.tool("alembic", *revise, env=urls)
+        project.tool("alembic", *revise, env=running.urls)
     project.pytest(*test, passed=3)
 
 

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import structlog
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from ..agents.base import AgentConfig
@@ -92,6 +93,8 @@ class AgentCoordinator:
     async def recover(self, older_than: timedelta = timedelta(minutes=5)) -> list[Result]:
         """Take up the messages that nobody answered, because the process that had them died.
 
+        Checkpoints of those that were answered, and that it died before it deleted, are deleted.
+
         Args:
             older_than: how old they must be: younger ones may be in work.
 
@@ -101,7 +104,9 @@ class AgentCoordinator:
         async with self._tools.sessions() as session:
             until = datetime.now(UTC) - older_than
             messages = await ConversationService(session).unanswered(until)
-        return [await self._answer(message) for message in messages]
+        results = [await self._answer(message) for message in messages]
+        await self._forget_answered()
+        return results
 
     async def _answer(self, asked: Message) -> Result:
         thread_id = f"message-{asked.id}"
@@ -115,6 +120,8 @@ class AgentCoordinator:
                 )
             )
         if "reply" not in state:
+            if not state["escalation_is_ours"]:
+                await self._forget(thread_id)  # it has ended: another message's run waits
             return _paused(asked, state["escalation_id"], state["intent"])
         async with self._tools.sessions() as session, session.begin():
             service = ConversationService(session)
@@ -187,6 +194,19 @@ class AgentCoordinator:
                 await runs.forget(thread_id)
         except Unavailable as error:  # no reason to call a reply that was sent a failure
             logger.warning("checkpoints left behind", thread_id=thread_id, error=repr(error))
+
+    async def _forget_answered(self) -> None:
+        async with self._runs() as runs:
+            async with self._tools.sessions() as session:
+                rows = await session.scalars(
+                    text(
+                        "SELECT DISTINCT thread_id FROM checkpoints"
+                        " JOIN messages ON thread_id = 'message-' || in_reply_to_id"
+                    )
+                )
+                answered = rows.all()
+            for thread_id in answered:
+                await runs.forget(thread_id)
 
     @asynccontextmanager
     async def _runs(self) -> AsyncIterator["Runs"]:
