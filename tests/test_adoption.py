@@ -111,10 +111,23 @@ def test_file_that_is_there_is_left_alone(versions: Path, tmp_path: Path) -> Non
     path = tmp_path / "service"
     (path / "tests").mkdir(parents=True)
     (path / "docs").mkdir()
-    for name in ("tests/conftest.py", "docs/testing.md"):
+    names = ("tests/__init__.py", "tests/conftest.py", "docs/testing.md")
+    for name in names:
         (path / name).write_text("# Ours.\n")
+    (path / ANSWERS_FILE).write_text("_src_path: another template\n")
+    run("git", "init", "--quiet", cwd=path)
+    commit(path, "A service")
     data = ["-d", "scope=harness", "-d", "use_redis=false"]
-    copier("copy", "--defaults", *data, "-r", PRESENT, versions, path, cwd=tmp_path)
-    for name in ("tests/conftest.py", "docs/testing.md"):
+    copy = ["copy", "--defaults", *data, "-r", PRESENT]
+    assert "another template" in copier(*copy, versions, path, cwd=tmp_path, status=1).output
+    answers = ["--answers-file", ".copier-answers.harness.yml"]
+    said = copier(*copy, *answers, versions, path, cwd=tmp_path).output
+    assert "docs/testing-harness.md says what to fill in" in said
+    commit(path, "Adopt the harness")
+    copier("update", "--defaults", *answers, "-r", FUTURE, cwd=path)
+    assert not run("git", "diff", "--name-only", "--diff-filter=U", cwd=path).output
+    for name in names:
         assert (path / name).read_text() == "# Ours.\n"
-    assert (path / "tests" / "harness" / "plugin.py").is_file()
+    assert (path / ANSWERS_FILE).read_text() == "_src_path: another template\n"
+    assert "Of the future" in (path / "docs" / "testing-harness.md").read_text()
+    assert "of the future" in (path / "tests" / "harness" / "plugin.py").read_text()

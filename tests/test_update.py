@@ -9,22 +9,23 @@ import hashlib
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from tests.conftest import Render
 from tests.support.command import run
 from tests.support.copier import copier, unmerged, update
 from tests.support.embedded import remove_clusters, servers
 from tests.support.once import made_once
 from tests.support.project import ANSWERS_FILE, Project, files
 from tests.support.releases import FUTURE, append, commit, tag_releases
-from tests.support.small import replace
+from tests.support.small import Small, passed, replace, small_service
 from tests.support.sums import HARNESS, write_sums
 from tests.support.template import FUTURE as PRESENT
 from tests.variants import ALL_OFF, DEFAULTS, FEATURES, LLM
@@ -244,22 +245,33 @@ def test_answer_that_cannot_change(answer: str, reason: str, scaffold: Scaffold)
     assert not project.run("git", "status", "--porcelain").output
 
 
-def test_interrupted_update_is_repeated(scaffold: Scaffold) -> None:
+# In the place of git: ends Copier when the new version is over the project, edits not yet on top.
+KILLER = """\
+#!/bin/sh
+case " $* " in *" apply "*) kill -9 $PPID; exit ;; esac
+exec {git} "$@"
+"""
+
+
+def test_interrupted_update_is_repeated(scaffold: Scaffold, tmp_path: Path) -> None:
     project = scaffold(PRESENT)
     before = live_in(project)
+    makefile = project.path / "Makefile"
+    killer = tmp_path / "bin" / "git"
+    killer.parent.mkdir()
+    killer.write_text(KILLER.format(git=shutil.which("git")))
+    killer.chmod(0o755)
+    path = f"{killer.parent}{os.pathsep}{os.environ['PATH']}"
     command = [sys.executable, "-m", "copier", "update", "--defaults", "-r", FUTURE]
-    for seconds in (0.8, 1.2, 1.6):
-        process = subprocess.Popen(
-            command, cwd=project.path, start_new_session=True, stdout=subprocess.DEVNULL
-        )
-        time.sleep(seconds)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        # As README says.
-        project.run("git", "reset", "--hard", "--quiet")
-        project.run("git", "clean", "-d", "--force", "--quiet")
+    project.run(*command, env={"PATH": path}, status=-signal.SIGKILL)
+    assert "our formatter" not in makefile.read_text(), "killed at the worst moment"
+    assert "is dirty" in project.run(*command, status=1).output
+    # As README says.
+    project.run("git", "reset", "--hard", "--quiet")
+    project.run("git", "clean", "-d", "--force", "--quiet")
     update(project)
     assert not unmerged(project)
+    assert "our formatter" in makefile.read_text()
     assert {name: text for name, text in files(project.path).items() if is_users(name)} == before
     assert b"of the future" in files(project.path)["tests/harness/golden.py"]
 
@@ -292,6 +304,83 @@ def test_no_release_takes_a_file_away(versions: Path, fresh: Rendered) -> None:
     for version in starting_points(versions):
         older = files(fresh(version))
         assert not older.keys() - newest.keys(), f"since {version}"
+
+
+def test_no_release_takes_an_answer_away(versions: Path) -> None:
+    """Copier drops an answer that is none any more, without a word."""
+
+    def questions(version: str) -> dict[str, Any]:
+        text = run("git", "show", f"{version}:copier.yml", cwd=versions).output
+        loaded: dict[str, Any] = yaml.safe_load(text)
+        return {name: q for name, q in loaded.items() if isinstance(q, dict) and "help" in q}
+
+    newest = questions(PRESENT)
+    for version in starting_points(versions):
+        for name, question in questions(version).items():
+            assert name in newest, f"since {version}"
+            choices, now = question.get("choices", []), newest[name].get("choices", [])
+            values = choices.values() if isinstance(choices, dict) else choices
+            assert set(values) <= set(now.values() if isinstance(now, dict) else now), name
+
+
+def test_project_older_than_a_question(scaffold: Scaffold, versions: Path) -> None:
+    """Made before there was a scope: `_exclude` and validators ask for it all the same."""
+    log = ["log", "--format=%H", "-G", "^scope:", "--", "copier.yml"]
+    first = run("git", *log, cwd=versions).output.split()[-1]
+    parent = run("git", "rev-parse", "--verify", f"{first}^", cwd=versions, status=None)
+    if parent.status:
+        pytest.skip("a shallow clone: the history does not reach back so far")
+    project = scaffold(parent.output.strip())
+    assert "scope" not in project.answers
+    before = live_in(project)
+    update(project)
+    assert not unmerged(project)
+    assert {name: text for name, text in files(project.path).items() if is_users(name)} == before
+    assert Project.read(project.path, project.python).answers["scope"] == "service"
+
+
+def test_package_renamed_by_its_user(scaffold: Scaffold) -> None:
+    """Copier is told afterwards, and follows in the files that it merges."""
+    project = scaffold(PRESENT, **ALL_OFF)
+    project.package.rename(project.path / "shop")
+    commit(project.path, "Rename the package")
+    before = files(project.path / "shop")
+    update(project, "--data", "package_name=shop")
+    assert not unmerged(project)
+    assert files(project.path / "shop") == before
+    assert not project.package.exists()
+    assert "--cov=shop" in (project.path / "pyproject.toml").read_text()
+
+
+@pytest.fixture
+def smalls(fresh: Rendered, tmp_path: Path, python: Path) -> Iterator[list[Small]]:
+    """Two checkouts of a service, with harnesses of different versions."""
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                small_service(Project.read(fresh(version, **ALL_OFF), python), tmp_path / version)
+            )
+            for version in (PRESENT, FUTURE)
+        ]
+    remove_clusters(tmp_path)
+
+
+def test_two_harnesses_share_a_server(
+    smalls: list[Small], rendered: Render, tmp_path: Path
+) -> None:
+    host = rendered(**ALL_OFF).copy_to(tmp_path / "host")
+    with servers(host) as urls:
+        url = {"TEST_DATABASE_URL": urls["DATABASE_URL"].replace("/service?", "/postgres?")}
+        for story in ("built", "reused", "reused"):
+            processes = [small.begin(**url) for small in smalls]
+            runs = [passed(s.end(p)) for s, p in zip(smalls, processes, strict=True)]
+            goldens = [run.golden() for run in runs]
+            assert all(how.startswith(story) for _, how in goldens)
+        with smalls[0].console(**url) as console:
+            look = console.look()
+        assert len(look.held) == 2, "each has its own golden database"
+        assert set(look.ours) == set(look.held) == {name for name, _ in goldens}
+        assert look.held[goldens[0][0]] == look.held[goldens[1][0]]
 
 
 def test_sums_are_those_of_the_files(template: Path) -> None:
