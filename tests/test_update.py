@@ -391,7 +391,8 @@ def test_sums_are_those_of_the_files(template: Path) -> None:
 
 
 def test_answers_file_is_kept(scaffold: Scaffold) -> None:
-    project = scaffold(PRESENT, use_redis=False, ci="none", project_name='It\'s "ours"')
+    answers = {"package_name": "metrics", "project_name": 'It\'s "ours"', "ci": "none"}
+    project = scaffold(PRESENT, use_redis=False, **answers)
     before = dict(project.answers)
     update(project)
     after = dict(Project.read(project.path, project.python).answers)

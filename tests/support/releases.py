@@ -71,8 +71,8 @@ def change_everything(template: Path) -> None:
     (source / "tests" / "unit" / "test_future.py").write_text("def test_future(): ...\n")
     write_sums(template)
     append(template / "copier.yml", QUESTION)
-    # A library that has the name of somebody's package.
-    replace(template / "copier.yml", "    alembic annotated_doc", "    alembic desk annotated_doc")
+    # A library with the name that somebody gave a package.
+    replace(template / "copier.yml", "    alembic annotated_doc", "    alembic metrics annotated_doc")
     configuration = source / "pyproject.toml.jinja"
     replace(configuration, '"pytest-asyncio>=1.5.0"', '"pytest-asyncio>=1.5.0,<99"')
     replace(configuration, 'minversion = "9.2"', 'minversion = "9.2" # {{ use_future }}')
