@@ -43,13 +43,13 @@ LLM = 4
 
 # One feature off each, all on and all off: every pair of answers to two features is among them.
 VARIANTS = {
-    "defaults": Variant(338, 183, skipped=LLM),
-    "no auth": Variant(311, 146, skipped=LLM, answers={"use_auth": False}),
-    "no redis": Variant(335, 176, skipped=LLM, answers={"use_redis": False}),
-    "no pgvector": Variant(321, 183, skipped=LLM, answers={"use_pgvector": False}),
-    "no assistant": Variant(160, 127, answers={"use_assistant": False}),
-    "all off": Variant(106, 74, answers=dict.fromkeys(FEATURES, False)),
-    "other names": Variant(338, 183, skipped=LLM, answers=OTHER_NAMES),
+    "defaults": Variant(374, 189, skipped=LLM),
+    "no auth": Variant(346, 151, skipped=LLM, answers={"use_auth": False}),
+    "no redis": Variant(371, 182, skipped=LLM, answers={"use_redis": False}),
+    "no pgvector": Variant(357, 189, skipped=LLM, answers={"use_pgvector": False}),
+    "no assistant": Variant(165, 128, answers={"use_assistant": False}),
+    "all off": Variant(110, 74, answers=dict.fromkeys(FEATURES, False)),
+    "other names": Variant(374, 189, skipped=LLM, answers=OTHER_NAMES),
 }
 DEFAULTS = VARIANTS["defaults"]
 
