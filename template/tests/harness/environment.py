@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -81,7 +82,9 @@ class Environment:
     def url(self, database: str, driver: str = "postgresql+asyncpg") -> str:
         """The URL of a database on the tests' server, for SQLAlchemy and asyncpg."""
         if self.external_url is None:
-            query = urlencode({"host": str(self.home / "socket"), "port": PORT}, safe="/")
+            query = urlencode(
+                {"host": self.home / "socket", "port": PORT}, safe="/", quote_via=quote
+            )
             return f"{driver}://postgres@/{quote(database)}?{query}"
         return _URL.sub(lambda url: f"{driver}://{url[1]}/{quote(database)}", self.external_url)
 
@@ -235,4 +238,4 @@ def _ours(base: Path) -> bool:
         status = base.lstat()
     except FileNotFoundError:
         return os.access(next(p for p in base.parents if p.exists()), os.W_OK)
-    return status.st_uid == os.geteuid() and not base.is_symlink()
+    return status.st_uid == os.geteuid() and stat.S_ISDIR(status.st_mode)
