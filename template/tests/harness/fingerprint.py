@@ -156,7 +156,11 @@ def with_imports(root: Path, script: Path) -> set[Path]:
             continue
         found.add(path)
         package = path.relative_to(root).parts[:-1]
-        for node in ast.walk(ast.parse(path.read_bytes())):
+        try:
+            tree = ast.parse(path.read_bytes())
+        except SyntaxError:  # which whoever runs it will explain
+            continue
+        for node in ast.walk(tree):
             for module in _imported(node, package):
                 waiting += _module_files(root, module)
     return found

@@ -29,14 +29,15 @@ def enterprise_database_setup(request: pytest.FixtureRequest) -> Harness | None:
     try:
         with offline(False):  # the first test of the session may be a unit test
             harness.start()
-    except HarnessError as error:
+    except Exception as error:
         failure = error
     else:
         return harness
     request.session.shouldfail = "there is no database for the tests"
-    if request.config.get_verbosity() > 1 or request.config.option.tbstyle == "long":
-        raise failure
-    pytest.fail(str(failure), pytrace=False)
+    causes = request.config.get_verbosity() > 1 or request.config.option.tbstyle == "long"
+    if isinstance(failure, HarnessError) and not causes:
+        pytest.fail(str(failure), pytrace=False)
+    raise failure
 
 
 def _ready(harness: Harness | None, request: pytest.FixtureRequest) -> Harness:

@@ -10,18 +10,18 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
+import shlex
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import IO, Any
 
-import psycopg
 from psycopg import sql
 
-from tests.harness import databases
+from tests.harness import databases, failure
 from tests.harness.databases import Connection, Database
 from tests.harness.digest import differences, digest
 from tests.harness.environment import ROOT, Environment
@@ -32,6 +32,8 @@ from tests.harness.recipe import Recipe
 _KEEP = 3  # golden databases of this project, for the branches one switches between
 _KEEP_DAYS = 7  # of any project, on a server that many share
 _OUTPUT = 4000  # characters of a failed command that are shown
+
+_NOT_BUILT = "The golden database was not built"
 
 Say = Callable[[str], None]
 
@@ -73,10 +75,14 @@ def ensure(environment: Environment, connection: Connection, recipe: Recipe, say
     try:
         if golden := _find(connection, name, wanted):  # somebody was quicker
             return golden
+        failure.recall(environment)  # or failed
         why = _why(connection, name, wanted)
         say(f"building the golden database: {why}")
         _discard(connection, name)
         return _build(environment, connection, recipe, wanted, name, why)
+    except HarnessError as error:
+        failure.note(environment, error)
+        raise
     finally:
         databases.release_build_lock(connection, wanted.value)
 
@@ -189,6 +195,11 @@ def _build(
             "parts": wanted.parts,
             "digest": held,
         }
+        if changed := fingerprint(connection, recipe).changes(wanted.parts):
+            raise HarnessError(
+                f"{', '.join(changed)} changed while the golden database was built from it. Nothing was published; "
+                "run again."
+            )
         databases.disconnect(connection, temporary)
         _publish(connection, temporary, name, json.dumps(notes))
     except BaseException:
@@ -220,7 +231,7 @@ def _create_all(environment: Environment, recipe: Recipe, database: str) -> None
     # The same dialect as the service's, without an event loop.
     engine = sqlalchemy.create_engine(
         "postgresql+psycopg://",
-        creator=lambda: psycopg.connect(environment.conninfo(database)),
+        creator=lambda: databases.connect(environment, database),
         poolclass=sqlalchemy.NullPool,
     )
     tables.create_all(engine)
@@ -233,37 +244,47 @@ def _run(environment: Environment, recipe: Recipe, database: str, command: Seque
     own, too. Raises HarnessError with the command, its status and its output when it fails.
     """
     variables = os.environ | {environment.variable: environment.url(database)}
-    process = subprocess.Popen(
-        list(command),
-        cwd=ROOT,
-        env=variables,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=recipe.timeout)
-    except BaseException as error:  # its children go with it, also on Ctrl-C
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        if not isinstance(error, subprocess.TimeoutExpired):
-            raise
-        raise HarnessError(
-            _failure(command, f"did not end within {recipe.timeout:.0f} s", output)
-        ) from None
-    if process.returncode:
-        raise HarnessError(_failure(command, f"ended with status {process.returncode}", output))
+    with tempfile.TemporaryFile() as output:  # no pipe: a child that outlives it would keep it open
+        try:
+            process = subprocess.Popen(
+                list(command),
+                cwd=ROOT,
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise HarnessError(
+                f"{_NOT_BUILT}: a command can't be started.\n$ {shlex.join(command)}\n{error}"
+            ) from error
+        # It ends with us, and all that it started: when our end of the pipe closes, whatever closes it.
+        with subprocess.Popen(
+            ["/bin/sh", "-c", 'cat; kill -9 "-$0"', str(process.pid)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        ):
+            how = ""
+            try:
+                if status := process.wait(recipe.timeout):
+                    how = f"ended with status {status}"
+            except subprocess.TimeoutExpired:
+                how = f"did not end within {recipe.timeout:.0f} s"
+        process.wait()
+        if how:
+            raise HarnessError(
+                f"{_NOT_BUILT}: a command {how}. Nothing was published.\n"
+                f"$ {shlex.join(command)}\n{_end_of(output) or '(no output)'}"
+            )
 
 
-def _failure(command: Sequence[str], how: str, output: str) -> str:
-    shown = output.strip()[-_OUTPUT:] or "(no output)"
-    return (
-        f"The golden database was not built: a command {how}. Nothing was published.\n"
-        f"$ {' '.join(command)}\n{shown}"
-    )
+def _end_of(output: IO[bytes]) -> str:
+    size = output.seek(0, os.SEEK_END)
+    output.seek(max(0, size - _OUTPUT))
+    return output.read().decode(errors="replace").strip()
 
 
 def _check_seeded(recipe: Recipe, held: dict[str, Any]) -> None:

@@ -1,0 +1,36 @@
+"""Why a run has no database: found out by one of its workers, known to all, tried once."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from tests.harness.environment import Environment
+from tests.harness.errors import HarnessError
+
+
+def recall(environment: Environment) -> None:
+    """Fail as another worker of this run did, instead of trying the same again.
+
+    Raises:
+        HarnessError: there was one; with its words.
+    """
+    with suppress(OSError):
+        raise HarnessError(_note(environment).read_text(encoding="utf-8"))
+
+
+def note(environment: Environment, error: HarnessError) -> None:
+    """Let the run's other workers know."""
+    with suppress(OSError):  # they find out by themselves
+        _note(environment).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _note(environment).write_text(str(error), encoding="utf-8")
+
+
+def forget(environment: Environment) -> None:
+    """The end of the run: no worker will ask any more."""
+    with suppress(OSError):
+        _note(environment).unlink(missing_ok=True)
+
+
+def _note(environment: Environment) -> Path:
+    return environment.home / f"failed-{environment.run}"
