@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
+
 from tests.harness import databases, environment, guard, server
 from tests.harness.databases import Connection, Database
 from tests.harness.errors import HarnessError
@@ -46,7 +48,7 @@ def main() -> int:
     try:
         guard.check_url(environment.current)
         return int(options.run(options) or 0)
-    except HarnessError as error:
+    except (HarnessError, psycopg.Error, OSError) as error:
         print(error, file=sys.stderr)
         return 1
 

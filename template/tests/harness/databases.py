@@ -46,7 +46,24 @@ _OF_A_RUN = (
     r"app_(?:b_[0-9a-f]{16}_([0-9a-f]{8})_[0-9a-f]{8}|[wsdk]_([0-9a-f]{8})_[a-z0-9]+(?:_[0-9]+)?)"
 )
 
-Connection = psycopg.Connection[tuple[Any, ...]]
+_PATIENCE = 120.0  # seconds that a statement of the harness's own may take
+
+
+class Connection(psycopg.Connection[tuple[Any, ...]]):
+    """A connection that does not wait for ever: a server that is stopped never answers."""
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        begun = time.monotonic()
+        try:
+            return super().wait(gen, interval, _PATIENCE if timeout is None else timeout)
+        except psycopg.OperationalError as error:
+            if timeout is not None or time.monotonic() - begun < _PATIENCE:
+                raise
+            self.pgconn.finish()  # in the middle of an answer: of no use any more
+            raise psycopg.OperationalError(
+                f"the server does not answer any more: waited {_PATIENCE:.0f} s. Is its process stopped, or does "
+                "something hold a lock that the harness needs?"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -95,7 +112,7 @@ def connect(environment: Environment, database: str = MAINTENANCE) -> Connection
     deadline = time.monotonic() + _FULL_SECONDS
     while True:
         try:
-            connection = psycopg.connect(
+            connection = Connection.connect(
                 environment.conninfo(database),
                 autocommit=True,
                 connect_timeout=3,
@@ -119,7 +136,10 @@ def connect(environment: Environment, database: str = MAINTENANCE) -> Connection
 
 def _cannot_connect(environment: Environment, database: str, reason: str) -> str:
     if environment.external_url is None:
-        return f"No connection to {database!r} on the tests' embedded server in {environment.home}:\n{reason}"
+        return (
+            f"No connection to {database!r} on the tests' embedded server in {environment.home}:\n{reason}\n"
+            "If it does so again, let `python -m tests.harness clean` remove that server."
+        )
     where = re.sub("^[^:]*://(?:[^@/]*@)?|[/?].*", "", environment.external_url)
     return (
         f"No connection to {database!r}, from where the harness works, on the server of TEST_DATABASE_URL"
@@ -160,6 +180,11 @@ def holders(environment: Environment) -> str:
         "Who holds them, a superuser can see, for whom the last ones are reserved:\n"
         "  SELECT pid, usename, application_name, datname, state FROM pg_stat_activity"
     )
+
+
+def tells_of_damage(error: psycopg.Error) -> bool:
+    """Whether the server found its own files, those of a database, not as they should be."""
+    return (error.sqlstate or "")[:2] in ("XX", "58")
 
 
 def ours(connection: Connection) -> list[Database]:

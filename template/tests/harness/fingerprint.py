@@ -19,6 +19,7 @@ from tests.harness.recipe import Recipe, resolve
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
 
+
 @dataclass(frozen=True)
 class Fingerprint:
     """The hash that names a golden database, and its parts, to tell what changed."""

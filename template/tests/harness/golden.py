@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import IO, Any
 
+import psycopg
 from psycopg import sql
 
 from tests.harness import databases, failure

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tests.harness import failure
 from tests.harness.environment import Environment
 from tests.harness.errors import HarnessError
 from tests.harness.recipe import Recipe, resolve
@@ -58,7 +60,9 @@ class Harness:
         self._say = say
         self._server: EmbeddedServer | None = None
         self._connection: Connection | None = None
-        self._failure: HarnessError | None = None
+        self._failure: Exception | None = None
+        self.lost: HarnessError | None = None
+        """How the server failed, once it did: what comes after fails as well."""
         self._started = False
         self._touched: bool | None = None
         self._dirty = False
@@ -86,18 +90,37 @@ class Harness:
         if self._started:
             return
         try:
-            self._start()
-        except HarnessError as error:
-            self._failure = self._shared_failure(error)
-            raise self._failure from error.__cause__
+            with self._explained():
+                self._start()
+        except Exception as error:
+            self._failure = error
+            if isinstance(error, HarnessError):
+                failure.note(self.environment, error)
+            raise
         self._started = True
 
     def _start(self) -> None:
+        import psycopg
+
+        from tests.harness import databases
+
+        try:
+            self._prepare()
+        except psycopg.Error as error:
+            if self._server is None or not databases.tells_of_damage(error):
+                raise
+            self._say(f"making the embedded server anew, it is damaged: {error}")
+            if self._connection is not None:
+                self._connection.close()
+            self._server.discard()
+            self._prepare()
+
+    def _prepare(self) -> None:
         from tests.harness import databases, guard
         from tests.harness.transaction import TestTransaction
         from tests.harness.worker import WorkerDatabase
 
-        self._raise_shared_failure()
+        failure.recall(self.environment)
         server = self._start_server()
         self._connection = databases.connect(self.environment)
         if self.environment.external_url:
@@ -132,24 +155,24 @@ class Harness:
         server.sweep_unused(self.environment.home)
         return f"PostgreSQL {started.version}, embedded, {started.how} in {started.seconds:.2f} s"
 
-    def _raise_shared_failure(self) -> None:
-        """Fail as the run's first worker did, instead of trying the same again."""
-        with suppress(FileNotFoundError):
-            raise HarnessError(self._failure_file.read_text(encoding="utf-8"))
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say of what goes wrong on the server or on this machine where it did."""
+        import psycopg
 
-    def _shared_failure(self, error: HarnessError) -> HarnessError:
-        with suppress(OSError):
-            self._failure_file.parent.mkdir(parents=True, exist_ok=True)
-            self._failure_file.write_text(str(error), encoding="utf-8")
-        return error
-
-    @property
-    def _failure_file(self) -> Any:
-        return self.environment.home / f"failed-{self.environment.run}"
-
-    def forget_failure(self) -> None:
-        """The end of the run: no worker will ask any more."""
-        self._failure_file.unlink(missing_ok=True)
+        try:
+            yield
+        except (psycopg.Error, OSError, subprocess.SubprocessError) as error:
+            if self._server is None:
+                where, log = "TEST_DATABASE_URL", ""
+            else:
+                where, log = f"embedded, in {self.environment.home}", f"\n{self._server.log_tail()}"
+            self.lost = self.lost or HarnessError(
+                f"The tests' database server ({where}) failed:\n{str(error).strip()}{log}\n"
+                "The next run starts from a whole database again. If it fails like this one, mend what is named "
+                "above, or let `python -m tests.harness clean` remove what the harness keeps."
+            )
+            raise self.lost from error
 
     @property
     def engine(self) -> AsyncEngine:
@@ -227,7 +250,8 @@ class Harness:
         if self._server is not None:
             self._log_begin = self._server.log_size()
         if self._dirty:
-            self.worker.replace()
+            with self._explained():
+                self.worker.replace()
             self._dirty = False
 
     def log_of_test(self) -> str:
@@ -241,6 +265,20 @@ class Harness:
         from tests.harness import databases
 
         return databases.holders(self.environment) if databases.FULL.search(failure) else ""
+
+    def sessions_of_test(self) -> str:
+        """What is open in the tests' database, and what it did last: whoever waits, waits for one of these."""
+        if not self._started or self.lost:
+            return ""
+        from tests.harness import databases
+
+        lines = [
+            f"  the test's transaction: {query}" for query in self.transaction.last_statements()
+        ]
+        with suppress(HarnessError), self._explained():  # the end of the test will tell
+            assert self._connection is not None
+            lines += databases.describe_sessions(self._connection, self.environment.database)
+        return "\n".join(lines)
 
     def before_call(self, *, spares: int) -> None:
         """A test is about to run. It, and those after it, will want so many fresh databases."""
@@ -259,42 +297,54 @@ class Harness:
         if not self._started or self._dirty:
             return []
         known, self._touched = self._touched, None
-        if not (self.worker.touched() if known is None else known):
-            return []
-        left = self.worker.settle()
-        self._dirty = True
-        old = self.worker.replace(keep=failed)
-        self._dirty = False
+        with self._explained():
+            if not (self.worker.touched() if known is None else known):
+                return []
+            left = self.worker.settle()
+            self._dirty = True
+            old = self.worker.replace(keep=failed)
+            self._dirty = False
         if failed:
             self.summary.kept.append(f"{name}\n    python -m tests.harness psql {old}")
         return left
 
     def stop(self) -> Summary:
         """Compare the database a last time, drop it, and leave the server."""
+        steps: list[Callable[[], object]] = []
         if self._started:
-            self._last_comparison()
             statistics = self.worker.statistics
             self.summary.clones, self.summary.replaced = statistics.clones, statistics.replaced
             self.summary.seconds, self.summary.leaks = statistics.seconds, statistics.leaks
-            try:
-                self.worker.close()
-            except HarnessError as error:  # the next run drops them
-                self.summary.left.append(str(error))
+            if not self.lost:
+                steps.append(self._last_comparison)
         if self._connection is not None:
-            self._connection.close()
+            if self._started and not self._connection.closed:
+                steps.append(self._close_worker)
+            steps.append(self._connection.close)
         if self._server is not None:
-            self._server.stop()
+            steps.append(self._server.stop)
+        told = (self.lost or self._failure) is not None
+        for step in steps:
+            try:
+                with self._explained():
+                    step()
+            except HarnessError as error:
+                if not told:
+                    self.summary.problems.append(str(error))
         self._started = False
         return self.summary
+
+    def _close_worker(self) -> None:
+        try:
+            self.worker.close()
+        except HarnessError as error:  # the next run drops them
+            self.summary.left.append(str(error))
 
     def _last_comparison(self) -> None:
         from tests.harness import databases, golden
 
-        try:
-            with databases.connect(self.environment, self.environment.database) as inside:
-                wrong = golden.verify(inside, self.worker.golden)
-        except HarnessError as error:
-            wrong = [str(error)]
+        with databases.connect(self.environment, self.environment.database) as inside:
+            wrong = golden.verify(inside, self.worker.golden)
         if wrong:
             self.summary.problems.append(
                 f"{self.environment.worker}: the tests' database is not as the golden one any more, and no test was "

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import environment, guard, integrity, tasks
+from tests.harness import environment, failure, guard, integrity, tasks
 from tests.harness.errors import HarnessError
 from tests.harness.harness import Harness, Summary
 from tests.harness.offline import UnitTestConnectedError, attempted, install, offline
@@ -132,7 +132,7 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
     harness = config.stash[HARNESS]
     try:
         harness.start()
-    except HarnessError:
+    except Exception:
         return []
     return harness.header
 
@@ -196,6 +196,8 @@ def pytest_runtest_makereport(
             report.sections.append((f"Postgres log {report.when}", log))
         if needs_database(item) and (holders := harness.explain(report.longreprtext)):
             report.sections.append((f"Postgres connections {report.when}", holders))
+        if report.when == "call" and needs_database(item) and (open_ := harness.sessions_of_test()):
+            report.sections.append(("Postgres sessions", open_))
     if harness.header and hasattr(item.config, "workerinput"):
         report.__dict__["harness_header"] = list(harness.header)
         harness.header.clear()
@@ -228,13 +230,14 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
         if left := tasks.left(item):
             leaks.append("The test left asyncio tasks running, now cancelled:\n" + "\n".join(left))
         if needs_database(item):
+            harness = item.config.stash[HARNESS]
             try:
-                if sessions := item.config.stash[HARNESS].after_test(
-                    item.nodeid, failed=failed(item)
-                ):
+                if sessions := harness.after_test(item.nodeid, failed=failed(item)):
                     leaks.append("The test left database sessions open:\n" + "\n".join(sessions))
             except HarnessError as error:
                 problems.append(str(error))
+            if harness.lost:
+                item.session.shouldfail = "the tests' database server failed"
         if item.get_closest_marker("allow_leaks") is None:
             problems = leaks + problems
         if problems:
@@ -245,14 +248,15 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     summary = session.config.stash[HARNESS].stop()
-    if summary.problems and session.exitstatus == pytest.ExitCode.OK:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
     output = getattr(session.config, "workeroutput", None)
-    if output is None:
-        session.config.stash[_TOTAL].add(summary)
-        session.config.stash[HARNESS].forget_failure()
-    else:
+    if output is not None:
         output["harness"] = asdict(summary)
+        return
+    total = session.config.stash[_TOTAL]
+    total.add(summary)
+    if total.problems and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    failure.forget(environment.current)
 
 
 @pytest.hookimpl(optionalhook=True)

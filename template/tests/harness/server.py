@@ -41,7 +41,9 @@ FORMAT = 1
 OLDEST = 15
 """The oldest Postgres that the harness supports."""
 
+_INITDB_SECONDS = 60
 _START_SECONDS = 30
+_MUTEX_SECONDS = 120  # more than what whoever holds it may take
 _UNUSED_SECONDS = 24 * 3600
 
 _SETTINGS = {
@@ -92,26 +94,59 @@ class EmbeddedServer:
         """
         begun = time.perf_counter()
         self._make_home()
-        self._mutex.acquire()
+        self._mutex.acquire(timeout=_MUTEX_SECONDS)
         try:
+            alone = self._users.try_acquire()
+            if alone:
+                self._forget_failures()
             self._users.acquire(shared=True)
             os.utime(self.home / "users")  # when it was last used
             folder = binaries(self.home)
             version = _version(folder)
             how = "running"
-            if not (self._is_current(version) and self._answers()):
+            answers = self._answers()
+            if answers and not alone and not self._is_current(version):
+                raise HarnessError(
+                    f"Another run uses the server in {self.home}, which is not of this Postgres ({version}) or of "
+                    "this harness. Wait for that run's end, then run again."
+                )
+            if not (answers and self._is_current(version)):
                 how = self._start(folder, version)
             return Started(version, how, time.perf_counter() - begun)
         finally:
             self._mutex.release()
 
     def stop(self) -> None:
-        """Stop the server if nobody else uses it."""
-        self._mutex.acquire()
+        """Stop the server if nobody else uses it.
+
+        Raises:
+            HarnessError: it can't be stopped.
+        """
+        self._mutex.acquire(timeout=_MUTEX_SECONDS)
         try:
             self._users.release()
             if self._users.try_acquire():
                 self._stop_process(signal.SIGINT)
+                self._forget_failures()
+        finally:
+            self._users.release()
+            self._mutex.release()
+
+    def discard(self) -> None:
+        """Delete a cluster that turned out to be damaged; `start()` makes a new one.
+
+        Raises:
+            HarnessError: another run uses it.
+        """
+        self._mutex.acquire(timeout=_MUTEX_SECONDS)
+        try:
+            self._users.release()
+            if not self._users.try_acquire():
+                raise HarnessError(
+                    f"The cluster in {self.data} is damaged, and another run uses it. Stop that run, then run again."
+                )
+            self._stop_process(signal.SIGQUIT)
+            _remove(self.data)
         finally:
             self._users.release()
             self._mutex.release()
@@ -119,12 +154,6 @@ class EmbeddedServer:
     def is_running(self) -> bool:
         """Whether the server of this folder accepts connections."""
         return self._answers()
-
-    def is_used(self) -> bool:
-        """Whether a process holds the server."""
-        free = self._users.try_acquire()
-        self._users.release()
-        return not free
 
     def remove(self) -> bool:
         """Delete the cluster, unless somebody uses it; True if it is gone."""
@@ -142,8 +171,8 @@ class EmbeddedServer:
 
     def _make_home(self) -> None:
         base = self.home.parent
-        base.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.home.mkdir(mode=0o700, exist_ok=True)
+        for folder in (base, self.home):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.geteuid() == 0:  # the server runs as another user, and has to pass
             base.chmod(0o711)
             self.home.chmod(0o711)
@@ -158,7 +187,7 @@ class EmbeddedServer:
 
     def _answers(self) -> bool:
         try:
-            with psycopg.connect(_conninfo(self.home), connect_timeout=2, autocommit=True):
+            with psycopg.connect(_conninfo(self.home), connect_timeout=10, autocommit=True):
                 return True
         except psycopg.OperationalError as error:
             # It is others' use of it that keeps us out: no reason to start it anew.
@@ -182,7 +211,7 @@ class EmbeddedServer:
         """Start the cluster that is there, or a new one. Returns which."""
         self._stop_process(signal.SIGQUIT)  # one that hangs, or of another version
         if self._is_current(version):
-            with suppress(HarnessError):  # damaged: a new one costs less than to ask
+            with suppress(HarnessError, OSError):  # damaged: a new one costs less than to ask
                 self._launch(folder)
                 return "started"
         self._initdb(folder, version)
@@ -195,26 +224,31 @@ class EmbeddedServer:
             _remove(old)
         fresh.mkdir(mode=0o700)
         _give(fresh)
-        done = subprocess.run(
-            [
-                *(folder / "initdb", "-D", fresh, "-U", "postgres", "-A", "trust"),
-                *("--encoding=UTF8", "--locale=C", *_locale_provider(version)),
-                *("--wal-segsize=1", "--no-sync", "--no-instructions"),
-            ],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            cwd="/",
-            timeout=120,
-            check=False,
-            **_as_server(),
-        )
-        if done.returncode:
-            raise HarnessError(
-                f"initdb in {fresh} ended with status {done.returncode}:\n{done.stderr.strip()}"
+        try:
+            done = subprocess.run(
+                [
+                    *(folder / "initdb", "-D", fresh, "-U", "postgres", "-A", "trust"),
+                    *("--encoding=UTF8", "--locale=C", *_locale_provider(version)),
+                    *("--wal-segsize=1", "--no-sync", "--no-instructions"),
+                ],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                cwd="/",
+                timeout=_INITDB_SECONDS,
+                check=False,
+                **_as_server(),
             )
-        (fresh / "harness.json").write_text(json.dumps(_manifest(version)), encoding="utf-8")
-        fresh.rename(self.data)
+            if done.returncode:
+                raise HarnessError(
+                    f"initdb in {fresh} ended with status {done.returncode}, and said: "
+                    f"{done.stderr.strip() or 'nothing'}"
+                )
+            (fresh / "harness.json").write_text(json.dumps(_manifest(version)), encoding="utf-8")
+            fresh.rename(self.data)
+        except BaseException:
+            _remove(fresh)  # the disk may be full
+            raise
 
     def _launch(self, folder: Path) -> None:
         socket = self.home / "socket"
@@ -223,13 +257,11 @@ class EmbeddedServer:
         _give(socket)
         settings = {
             **_SETTINGS,
-            "unix_socket_directories": f'"{socket}"',
+            "unix_socket_directories": '"' + str(socket).replace('"', '""') + '"',
             "port": str(environment.PORT),
         }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        (self.data / "postmaster.pid").unlink(
-            missing_ok=True
-        )  # of a server that we know to be gone
+        self._take_over()
         with self._log.open("wb") as log:
             process = subprocess.Popen(
                 [folder / "postgres", "-D", self.data, *options],
@@ -241,24 +273,49 @@ class EmbeddedServer:
                 **_as_server(),
             )
         deadline = time.monotonic() + _START_SECONDS
-        while not self._answers():
-            if process.poll() is not None or time.monotonic() > deadline:
-                process.kill()
-                process.wait()
-                raise HarnessError(f"Postgres did not start in {self.data}.\n{self.log_tail()}")
-            time.sleep(0.01)
+        try:
+            while True:
+                ready = self._pid_file()[-1:] == ["ready"]
+                if self._answers():
+                    break
+                if ready or process.poll() is not None or time.monotonic() > deadline:
+                    raise HarnessError(f"Postgres did not start in {self.data}.\n{self.log_tail()}")
+                time.sleep(0.01)
+        except BaseException:  # Ctrl-C, too
+            process.kill()
+            process.wait()
+            raise
         # The server outlives this process where other runs use it: it is not ours to wait for.
         process.returncode = 0
 
+    def _take_over(self) -> None:
+        """Let Postgres accept the pid file of a server that is gone, whose number may be anybody's.
+
+        It accepts its parent's number. The rest of the file stays: by that, Postgres finds out
+        whether processes of the old server still write to these data, and refuses to start.
+        """
+        path, lines = self.data / "postmaster.pid", self._pid_file()
+        if lines:
+            text = "\n".join([str(os.getpid()), *lines[1:7], ""])
+            path.write_text(text, encoding="utf-8")
+        else:
+            path.unlink(missing_ok=True)
+
     def log_size(self) -> int:
         """Bytes that the server has logged since its start."""
-        return self._log.stat().st_size
+        try:
+            return self._log.stat().st_size
+        except OSError:  # somebody removed it
+            return 0
 
     def log_since(self, begin: int, characters: int = 4000) -> str:
         """What it logged after so many bytes; the end of it, where that is long."""
-        with self._log.open("rb") as log:
-            log.seek(begin)
-            return log.read().decode(errors="replace").strip()[-characters:]
+        try:
+            with self._log.open("rb") as log:
+                log.seek(begin)
+                return log.read().decode(errors="replace").strip()[-characters:]
+        except OSError:
+            return ""
 
     def log_tail(self, lines: int = 15) -> str:
         """The end of the server's log, with its path."""
@@ -273,9 +330,12 @@ class EmbeddedServer:
         pid = self._server_pid()
         if pid is None:
             return
-        for signal_, seconds in ((how, 10), (signal.SIGQUIT, 5), (signal.SIGKILL, 5)):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal_)
+        ways = {how: 10, signal.SIGQUIT: 8, signal.SIGKILL: 5}  # it kills its own after 5 s
+        for signal_, seconds in ways.items():
+            killed = _children(pid) if signal_ == signal.SIGKILL else []
+            for process in (pid, *killed):
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal_)
             deadline = time.monotonic() + seconds
             while time.monotonic() < deadline:
                 if self._server_pid() != pid:
@@ -286,13 +346,25 @@ class EmbeddedServer:
     def _server_pid(self) -> int | None:
         """The process that serves our data directory: the number alone may be anybody's by now."""
         try:
-            pid = int((self.data / "postmaster.pid").read_text(encoding="utf-8").splitlines()[0])
-        except (OSError, ValueError, IndexError):
+            pid = int(self._pid_file()[0])
+        except (ValueError, IndexError):
             return None
         with suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
-        command = _command_line(pid)
-        return pid if str(self.data) in command else None
+        return pid if f"postgres -D {self.data} -c" in _command_line(pid) else None
+
+    def _pid_file(self) -> list[str]:
+        """The lines of Postgres' pid file: its process in the first, "ready" or not in the eighth."""
+        try:
+            text = (self.data / "postmaster.pid").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return []
+        return [line.strip() for line in text.splitlines()]
+
+    def _forget_failures(self) -> None:
+        """Nobody runs: what killed runs noted for their workers concerns nobody."""
+        for note in self.home.glob("failed-*"):
+            note.unlink(missing_ok=True)
 
 
 def _command_line(pid: int) -> str:
@@ -330,11 +402,15 @@ def sweep_unused(mine: Path) -> None:
     """Remove this user's clusters that no run used for a day: memory is the user's."""
     for base in environment.bases():
         for home in base.glob("*"):
-            used = home / "users"
-            if home == mine or not used.is_file():
+            if home == mine:
                 continue
-            if time.time() - used.stat().st_mtime > _UNUSED_SECONDS:
-                EmbeddedServer(home).remove()
+            with suppress(
+                OSError, HarnessError
+            ):  # another run is at it, or the next one tries again
+                used = home / "users"
+                last = (used if used.is_file() else home).stat().st_mtime
+                if time.time() - last > _UNUSED_SECONDS:
+                    EmbeddedServer(home).remove()
 
 
 def _manifest(version: str) -> dict[str, Any]:
@@ -374,8 +450,16 @@ def _give(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.exists():
-        shutil.rmtree(path)
+    """Delete whatever there is, folders without permissions included."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    path.chmod(0o700)
+    for folder, subfolders, _ in os.walk(path):
+        for name in subfolders:
+            if not (inner := Path(folder, name)).is_symlink():
+                inner.chmod(0o700)
+    shutil.rmtree(path)
 
 
 def _version(folder: Path) -> str:

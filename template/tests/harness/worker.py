@@ -15,9 +15,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -68,7 +66,6 @@ class WorkerDatabase:
         self._droppers = ThreadPoolExecutor(1, thread_name_prefix="tests.harness drop")
         self._threads = threading.local()
         self._background_connections: list[Connection] = []
-        self._chores: list[Future[None]] = []
 
     def open(self) -> None:
         """Make the database and verify it.
@@ -96,9 +93,16 @@ class WorkerDatabase:
         self.watch()
 
     def _clone_and_verify(self) -> list[str]:
-        self._clone(self._connection, self.name)
-        with databases.connect(self._environment, self.name) as inside:
-            return golden.verify(inside, self.golden)
+        try:
+            self._clone(self._connection, self.name)
+            with databases.connect(self._environment, self.name) as inside:
+                return golden.verify(inside, self.golden)
+        except HarnessError as error:  # it lets nobody in
+            return [str(error)]
+        except psycopg.Error as error:
+            if not databases.tells_of_damage(error):
+                raise
+            return [str(error).strip()]
 
     def _clone(self, connection: Connection, name: str) -> None:
         try:
@@ -170,8 +174,7 @@ class WorkerDatabase:
                 self._spares.appendleft(spare)
             raise
         if not keep:
-            self._chores = [chore for chore in self._chores if not chore.done()]
-            self._chores.append(self._droppers.submit(self._drop_in_background, old))
+            self._droppers.submit(self._drop_in_background, old)
         self.generation += 1
         self.watch()
         self.statistics.replaced += 1
@@ -206,11 +209,7 @@ class WorkerDatabase:
             HarnessError: somebody else is connected and can't be disconnected; names them.
         """
         for threads in (self._makers, self._droppers):
-            threads.shutdown(wait=True)
-        futures: list[Future[Any]] = [*self._chores, *self._spares]
-        for future in futures:
-            with suppress(HarnessError):  # what is left is dropped below
-                future.result()
+            threads.shutdown(wait=True)  # what they could not do is done below, or fails again
         for connection in self._background_connections:
             connection.close()
         mine = [
