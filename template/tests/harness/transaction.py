@@ -104,14 +104,16 @@ class TestTransaction:
         self._impossible = ""  # something was asked for that savepoints can't do
 
     def begin(self, generation: int) -> None:
-        """Lend connections from now on. Nothing is sent before the first statement.
+        """Lend connections from now on, on the running event loop. Nothing is sent before the first statement.
 
         Args:
             generation: of the worker's database; a connection to an older one is useless.
         """
-        if self._generation != generation:
+        running = asyncio.get_running_loop()
+        if self._generation != generation or self._loop is not running:
             self._discard()
-            self._generation = generation
+            self._generation, self._loop = generation, running
+            self._turn, self._statement = asyncio.Condition(), asyncio.Lock()
         self.active = True
 
     async def check_deferred(self) -> list[str]:
@@ -124,10 +126,13 @@ class TestTransaction:
         ):
             return []
         try:
-            await self._send_rollback()
-            await self._send("SET CONSTRAINTS ALL IMMEDIATE")
+            async with asyncio.timeout(_PATIENCE):
+                await self._send_rollback()
+                await self._send("SET CONSTRAINTS ALL IMMEDIATE")
         except asyncpg.IntegrityConstraintViolationError as error:
             return [f"A deferred constraint is violated: a real COMMIT would fail.\n{error}"]
+        except TimeoutError:
+            return [f"The server did not check deferred constraints within {_PATIENCE:.0f} s."]
         return []
 
     async def finish(self, new_sessions: str) -> tuple[list[str], bool | None]:
@@ -162,6 +167,10 @@ class TestTransaction:
         self._reset()
         return problems, touched
 
+    def last_statements(self) -> list[str]:
+        """Of the transactions that are open in it, the outermost first."""
+        return [frame.lent.last for frame in self._stack]
+
     async def close(self) -> None:
         """Close the kept connection."""
         if self._raw is not None and not self._raw.is_closed():
@@ -172,21 +181,15 @@ class TestTransaction:
 
     async def lend(self, connect: Connect) -> LentConnection:
         """A connection for the service: a stand-in for the kept one, which is opened if need be."""
-        running = asyncio.get_running_loop()
+        self._check_loop()
         if self._raw is None or self._raw.is_closed():
             self._discard()
             self._raw = await connect()
-            self._loop = running
-            self._turn, self._statement = asyncio.Condition(), asyncio.Lock()
-        elif self._loop is not running:
-            raise HarnessError(
-                "This test runs on an event loop of its own, but db_session belongs to the session's loop. Remove "
-                "the test's loop_scope. Or: " + _OWN_DATABASE
-            )
         return LentConnection(self, self._raw)
 
     async def enter(self, lent: LentConnection, isolation: str | None) -> Frame:
         """Begin a transaction of the code under test: wait for the turn, set a savepoint."""
+        self._check_loop()
         self._check()
         await self._wait(lambda: not self._stack or self._can_nest(self._stack[-1]))
         if self._begun and isolation not in (None, self._isolation):
@@ -274,6 +277,7 @@ class TestTransaction:
         self, lent: LentConnection, query: str, statement: Callable[[], Awaitable[Any]]
     ) -> Any:
         """Run a statement of the code under test, when nobody else uses the connection."""
+        self._check_loop()
         lent.last = query
         frame = lent.frame
         if frame is None:  # AUTOCOMMIT: a transaction of its own
@@ -332,6 +336,14 @@ class TestTransaction:
                 f"The last statement of the other:\n  {holder}\n{_OWN_DATABASE}"
             ) from None
         self._check()
+
+    def _check_loop(self) -> None:
+        if self._loop is not asyncio.get_running_loop():
+            raise HarnessError(
+                "The service was called on an event loop of its own, as asyncio.run, a TestClient, a loop_scope or anyio "
+                "make one, but db_session belongs to the session's loop. Await it in an async test, which needs no "
+                "marker for that. Or: " + _OWN_DATABASE
+            )
 
     def _check(self) -> None:
         if not self.active:
