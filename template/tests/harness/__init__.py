@@ -7,6 +7,7 @@ itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code,
     recipe        what the service says about itself
     guard         what is refused before anything is touched
     offline       what unit tests can't reach
+    failure       why a run has no database, for all its workers
     server        the embedded Postgres (locks: how processes share it)
     databases     the names and marks of our databases, and how they go
     fingerprint   what a golden database depends on (digest: what it holds)
