@@ -20,7 +20,7 @@ from tests.support.once import made_once, until_the_last
 from tests.support.project import Project, install, render
 from tests.support.releases import FUTURE, change_everything, commit, tag_releases
 from tests.support.running import SETTINGS, Production, production
-from tests.support.small import Small, small_service
+from tests.support.small import Small, complete_service
 from tests.support.template import clone_working_tree
 from tests.variants import ALL_OFF, COMBINATIONS, LEAN, VARIANTS, Variant
 
@@ -139,12 +139,8 @@ def broken(
 ) -> Iterator[tuple[Small, dict[str, Any]]]:
     """The service of `small`, and what a build from nothing gives in it."""
     directory = tmp_path_factory.mktemp("small")
-    with small_service(rendered(**ALL_OFF), directory / "service") as service:
-        service.green()
-        with service.console() as console:
-            (complete,) = console.look().held.values()
-        service.seedings()
-        yield service, complete
+    with complete_service(rendered(**ALL_OFF), directory / "service") as service_and_content:
+        yield service_and_content
     remove_clusters(directory)
 
 

@@ -38,6 +38,15 @@ DAMAGES = {
 }
 
 
+# What is edited, and what the header says of it.
+SOURCES = {
+    "app/seed_database.py": "app/seed_database.py",
+    "ingest.py": "ingest.py",
+    "knowledge/new.md": "knowledge",
+    "migrations/env.py": "migrations",
+}
+
+
 @pytest.fixture
 def probed(lean: Project) -> Project:
     """A project that only runs the probe."""
@@ -62,12 +71,12 @@ def test_damaged_golden_database_is_built_anew(probed: Project) -> None:
 
 def test_edited_sources_are_noticed(probed: Project) -> None:
     next_run(probed)
-    for name in ("app/seed_database.py", "ingest.py", "knowledge/new.md"):
+    for name, part in SOURCES.items():
         source = probed.path / name
         before = source.read_text() if source.exists() else "# New\n\nA page.\n"
         source.write_text(f"{before}# edited\n")
         _, story = next_run(probed).golden()
-        assert re.fullmatch(rf"built in .*: .*{name.partition('/new')[0]}.* changed", story)
+        assert re.fullmatch(rf"built in .*: .*{part}.* changed", story)
     (probed.path / "ingest.py").touch()
     assert next_run(probed).golden()[1] == "reused", "the time of a file says nothing"
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ PASSED = 5
 TESTS = '''\
 """One test of each kind, and what each needs: a seeded database."""
 
+import asyncio
 import os
 import time
+from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select, text
@@ -62,6 +65,11 @@ async def test_own_connections(db_engine):
 async def test_linger(db_session):
     assert await customers() == 5
     time.sleep(float(os.environ.get("LINGER", "0")))
+    if hold := os.environ.get("HOLD"):
+        held = Path(hold)
+        held.touch()
+        while held.exists():
+            await asyncio.sleep(0.01)
     assert await customers() == 5
 '''
 
@@ -208,6 +216,8 @@ class Small(Project):
 
     mark: str = ""
     variables: dict[str, str | None] = field(default_factory=dict)
+    prefix: tuple[str, ...] = ()
+    """A command that runs the others, to change what they find."""
 
     def environment(self, variables: dict[str, str | None]) -> dict[str, str]:
         """The environment of its processes."""
@@ -217,6 +227,7 @@ class Small(Project):
         """Start a run in a process group of its own, and don't wait for it."""
         return subprocess.Popen(
             [
+                *self.prefix,
                 *(str(self.python), "-m", "pytest", "-p", "no:randomly", "-p", "no:cacheprovider"),
                 *("-p", "no:langsmith_plugin", *options),
             ],
@@ -262,10 +273,21 @@ class Small(Project):
         return outcome.output
 
     @contextmanager
+    def held(self, *options: str, **variables: str | None) -> Iterator[subprocess.Popen[str]]:
+        """A run that is in the middle of its test `test_linger`, until the block ends."""
+        hold = self.path / "hold"
+        process = self.begin(*options, HOLD=str(hold), **variables)
+        try:
+            wait_until(lambda: hold.exists() or process.poll() is not None, "the test", timeout=60)
+            yield process
+        finally:
+            hold.unlink(missing_ok=True)
+
+    @contextmanager
     def console(self, **variables: str | None) -> Iterator[Console]:
         """A session on its server, which is started if need be."""
         process = subprocess.Popen(
-            [str(self.python), "-c", _CONSOLE],
+            [*self.prefix, str(self.python), "-c", _CONSOLE],
             cwd=self.path,
             env=self.environment(variables),
             stdin=subprocess.PIPE,
@@ -279,11 +301,22 @@ class Small(Project):
         finally:
             process.communicate(timeout=60)
 
-    @property
+    @cached_property
     def home(self) -> Path:
         """The folder of its embedded server."""
         code = "import tests; from tests.harness.environment import current; print(current.home)"
-        return Path(self.run(self.python, "-c", code, env=self.variables).output.strip())
+        done = self.run(*self.prefix, self.python, "-c", code, env=self.variables)
+        return Path(done.output.strip())
+
+    def harness(self, *words: str) -> str:
+        """What `python -m tests.harness` says."""
+        command = [*self.prefix, str(self.python), "-m", "tests.harness", *words]
+        return self.run(*command, env={MARK: self.mark, **self.variables}).output
+
+    def edit_seeder(self) -> None:
+        """Make the next run build its golden database."""
+        seeder = self.path / "app/seed_database.py"
+        seeder.write_text(f"{seeder.read_text()}# {time.monotonic_ns()}\n")
 
     def seedings(self) -> int:
         """How often the seeder was started since this was last asked."""
@@ -292,11 +325,13 @@ class Small(Project):
         log.unlink(missing_ok=True)
         return count
 
-    def healed(self, complete: Any, *, also: set[str] | None = None) -> float:
+    def healed(self, complete: Any, *, also: set[str] | None = None, says: str = "") -> float:
         """The next run is green, from complete data, and leaves nothing. Returns its seconds."""
         begun = time.monotonic()
-        golden, _ = self.green().golden()
+        outcome = self.green()
+        golden, _ = outcome.golden()
         seconds = time.monotonic() - begun
+        assert says in outcome.output
         assert not started_with(self.mark), started_with(self.mark)
         with self.console() as console:
             look = console.look()
@@ -324,6 +359,17 @@ def passed(outcome: Outcome) -> Outcome:
 
 
 @contextmanager
+def complete_service(project: Project, path: Path) -> Iterator[tuple[Small, dict[str, Any]]]:
+    """A small service, and what a build from nothing gives in it."""
+    with small_service(project, path) as service:
+        service.green()
+        with service.console() as console:
+            (complete,) = console.look().held.values()
+        service.seedings()
+        yield service, complete
+
+
+@contextmanager
 def small_service(project: Project, path: Path) -> Iterator[Small]:
     """A copy of a rendered service with the tests of this file; nothing of it runs afterwards."""
     copy = project.copy_to(path)
@@ -344,6 +390,17 @@ def replace(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {path}"
     path.write_text(text.replace(old, new))
+
+
+@contextmanager
+def edited(path: Path, text: str) -> Iterator[None]:
+    """Let a file hold something else for a while."""
+    before = path.read_text()
+    path.write_text(text)
+    try:
+        yield
+    finally:
+        path.write_text(before)
 
 
 def wait_until(condition: Callable[[], object], what: str, timeout: float = 30) -> None:
