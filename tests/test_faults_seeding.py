@@ -1,0 +1,311 @@
+"""FAULTS 4, 5, 6, 10: what happens while a golden database is built, and by how many at once."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace as changed
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Render
+from tests.support.embedded import remove_clusters
+from tests.support.machine import kill, linux_only, started_with
+from tests.support.small import Small, complete_service, edited, passed, wait_until
+from tests.variants import LEAN
+
+pytestmark = linux_only
+
+NOT_BUILT = "The golden database was not built"
+SEEDER = "-m app.seed_database"
+BUILT = ", built in "
+"""What the next run says, because nothing was published."""
+
+
+@pytest.fixture(scope="module")
+def broken(
+    rendered: Render, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Small, dict[str, Any]]]:
+    """A service with `ingest.py`, and what a build from nothing gives in it."""
+    directory = tmp_path_factory.mktemp("seeding")
+    with complete_service(rendered(**LEAN), directory / "service") as service_and_content:
+        yield service_and_content
+    remove_clusters(directory)
+
+
+@pytest.fixture(autouse=True)
+def unseeded(small: Small) -> None:
+    """Each test begins with a golden database to build."""
+    small.edit_seeder()
+    small.seedings()
+
+
+@contextmanager
+def patience(small: Small, seconds: int) -> Iterator[None]:
+    """Let the recipe allow a command so many seconds."""
+    conftest = small.path / "tests/conftest.py"
+    text = conftest.read_text()
+    assert text.count("        seeded=[") == 1
+    with edited(
+        conftest, text.replace("        seeded=[", f"        timeout={seconds},\n        seeded=[")
+    ):
+        yield
+
+
+# What the seeder does, what the run says of it, and what it shows of its output.
+FAILURES = {
+    "fails": ("raise SystemExit(7)", "ended with status 7", "seeding, as told by"),
+    "is killed": ("os.kill(os.getpid(), 9)", "ended with status -9", "seeding, as told by"),
+    "prints a lot": (
+        "print('x' * 79 + '\\n', end='') or [print('y' * 79) for _ in range(200_000)]\n"
+        "print('the last line')\nraise SystemExit(1)",
+        "ended with status 1",
+        "the last line",
+    ),
+    "is silent and binary": (
+        "os.write(1, b'\\xff\\xfe not UTF-8'); os._exit(3)",
+        "ended with status 3",
+        "not UTF-8",
+    ),
+    "fails and leaves children": (
+        "import subprocess; subprocess.Popen(['sleep', '600']); raise SystemExit(2)",
+        "ended with status 2",
+        "seeding, as told by",
+    ),
+    "does nothing": ("raise SystemExit(0)", "left the table customers empty", ""),
+}
+
+
+@pytest.mark.parametrize(
+    "failure",
+    ["fails", *(pytest.param(name, marks=pytest.mark.slow) for name in list(FAILURES)[1:])],
+)
+def test_seeder_fails(failure: str, small: Small, complete: Any) -> None:
+    code, says, shows = FAILURES[failure]
+    output = small.red(SEED=code)
+    assert small.seedings() == 1
+    assert output.count(f"{says}") == 1
+    assert shows in output
+    assert len(output) < 10_000
+    assert "Traceback" not in output
+    assert not started_with(small.mark)
+    small.healed(complete, says=BUILT)
+
+
+def test_all_workers_tell_the_same_cause(small: Small, complete: Any) -> None:
+    output = small.red("-n", "2", SEED="raise SystemExit(7)")
+    assert small.seedings() == 1
+    assert output.count(f"{NOT_BUILT}: a command ended with status 7") == 2
+    assert output.count(SEEDER) == 2
+    small.healed(complete)
+
+
+@pytest.mark.slow
+def test_seeder_hangs(small: Small, complete: Any) -> None:
+    with patience(small, 1):
+        output = small.red(SEED="time.sleep(600)")
+    assert f"{NOT_BUILT}: a command did not end within 1 s" in output
+    assert SEEDER in output
+    assert not started_with(small.mark)
+    small.healed(complete)
+
+
+def test_ingest_fails(small: Small, complete: Any) -> None:
+    with edited(small.path / "ingest.py", "print('no model')\nraise SystemExit(5)\n"):
+        output = small.red()
+    assert f"{NOT_BUILT}: a command ended with status 5" in output
+    assert "ingest.py\nno model" in output
+    small.healed(complete)
+
+
+@pytest.mark.slow
+def test_seeder_that_python_refuses(small: Small, complete: Any) -> None:
+    with edited(small.path / "app/seed_database.py", "this is no Python\n"):
+        output = small.red()
+    assert f"{NOT_BUILT}: a command ended with status 1" in output
+    assert "SyntaxError" in output
+    small.healed(complete)
+
+
+@pytest.mark.slow
+def test_seeder_that_leaves_a_process(small: Small, complete: Any) -> None:
+    """It holds the seeder's output and a connection, and wants to write later."""
+    later = (
+        "import subprocess, sys\n"
+        "code = '''import os, time, psycopg\n"
+        'with psycopg.connect(os.environ["DATABASE_URL"].replace("+asyncpg", "")) as connection:\n'
+        '    connection.execute("SELECT 1")\n'
+        "    time.sleep(600)'''\n"
+        "subprocess.Popen([sys.executable, '-c', code], start_new_session={})\n"
+        "time.sleep(0.5)\n"
+    )
+    passed(small.outcome(SEED=later.format(False)))
+    assert not started_with(small.mark)
+    small.edit_seeder()
+    passed(small.outcome(SEED=later.format(True)))
+    kill(started_with(small.mark))
+    small.healed(complete)
+
+
+@pytest.mark.slow
+def test_sources_that_change_meanwhile(small: Small, complete: Any) -> None:
+    run = small.begin(SEED="open('go', 'w').close()\nwhile os.path.exists('go'): time.sleep(0.01)")
+    wait_until((small.path / "go").exists, "the seeder")
+    small.edit_seeder()
+    (small.path / "go").unlink()
+    outcome = small.end(run)
+    assert outcome.status == 1
+    assert "app/seed_database.py changed while the golden database was built" in outcome.output
+    small.healed(complete)
+
+
+@pytest.mark.slow
+def test_builder_that_is_suspended(small: Small, complete: Any) -> None:
+    """By Ctrl-Z, for example. The other run says whom it waited for."""
+    with patience(small, 2):
+        first = small.begin(SEED="time.sleep(600)")
+        small.wait_for(SEEDER, first)
+        os.kill(first.pid, signal.SIGSTOP)
+        try:
+            output = small.red()
+        finally:
+            os.kill(first.pid, signal.SIGCONT)
+        small.end(first)
+    assert re.search(
+        r"Waited \d+ s for the golden database that process \d+ \(tests.harness", output
+    )
+    assert "stop it and run again" in output
+    small.healed(complete)
+
+
+# --- many at once -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_eight_workers_from_nothing(small: Small, complete: Any) -> None:
+    many = small.path / "tests/test_many.py"
+    many.write_text(
+        "import pytest\n\n\n"
+        "@pytest.mark.parametrize('number', range(40))\n"
+        "async def test_many(number, db_session):\n    pass\n"
+    )
+    shutil.rmtree(small.home)
+    outcome = small.outcome("-n", "8", str(many))
+    many.unlink()
+    assert outcome.counts == {"passed": 40}
+    assert len(set(re.findall(r"\[(gw\d)\] golden", outcome.output))) == 8
+    assert small.seedings() == 1
+    small.healed(complete)
+
+
+def test_runs_at_once(small: Small, complete: Any) -> None:
+    shutil.rmtree(small.home)
+    runs = [small.begin() for _ in range(3)]
+    stories = [passed(small.end(run)).golden()[1] for run in runs]
+    assert small.seedings() == 1
+    assert sorted(story.partition(" ")[0] for story in stories) == ["built", "reused", "reused"]
+    small.healed(complete)
+
+
+@pytest.mark.slow
+def test_branches_at_once(small: Small, complete: Any) -> None:
+    """Two checkouts of it, each with a seeder of its own, on one server."""
+    other = changed(small, path=small.path.with_name("branch"))
+    shutil.copytree(small.path, other.path)
+    other.edit_seeder()
+    with small.console() as console:
+        home = console.look().home
+        url = f"postgresql+asyncpg://postgres@/postgres?host={home / 'socket'}"
+        runs = [(branch, branch.begin(TEST_DATABASE_URL=url)) for branch in (small, other)]
+        names = {passed(branch.end(run)).golden()[0] for branch, run in runs}
+        look = console.look()
+    assert small.seedings() == other.seedings() == 1
+    assert len(names) == 2
+    assert [look.held[name] for name in names] == [complete, complete]
+    shutil.rmtree(other.path)
+    remove_clusters(other.path)
+    small.healed(complete)
+
+
+# --- a full disk --------------------------------------------------------------------------------
+
+FULL = "No space left on device"
+
+
+@contextmanager
+def disk(small: Small, megabytes: int) -> Iterator[tuple[Small, Path]]:
+    """The service, where its server has a disk of so many megabytes; and that disk."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    folder = small.path.with_name("disk")
+    folder.mkdir(exist_ok=True)
+    size = f"size={megabytes}m"
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", size, "none", folder], check=False).returncode:
+        pytest.skip("may not mount a small disk here")
+    script = f'mount --bind "{folder}" /dev/shm && exec "$@"'
+    try:
+        (folder / f"pytest-harness-{os.geteuid()}").mkdir(mode=0o700)
+        wrapped = changed(small, prefix=("unshare", "--mount", "sh", "-c", script, "sh"))
+        yield wrapped, folder
+        assert not started_with(small.mark)
+    finally:
+        kill(started_with(small.mark))
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def used(folder: Path) -> float:
+    room = os.statvfs(folder)
+    return (room.f_blocks - room.f_bfree) * room.f_frsize / 1e6
+
+
+def fill(folder: Path, leave: float) -> Path:
+    """Fill a disk but for so many megabytes."""
+    room = os.statvfs(folder)
+    ballast = folder / "ballast"
+    ballast.write_bytes(bytes(int(room.f_bavail * room.f_frsize - leave * 1e6)))
+    return ballast
+
+
+@pytest.mark.slow
+def test_disk_full_while_seeding(small: Small, complete: Any) -> None:
+    with disk(small, 160) as (service, folder):
+        service.green()
+        before = used(folder)
+        service.edit_seeder()
+        hoard = (
+            "import psycopg\n"
+            "url = os.environ['DATABASE_URL'].replace('+asyncpg', '')\n"
+            "with psycopg.connect(url) as connection:\n"
+            "    connection.execute('CREATE TABLE hoard AS '\n"
+            "        'SELECT repeat(md5(i::text), 30) FROM generate_series(1, 1000000) i')"
+        )
+        output = service.red(SEED=hoard)
+        assert FULL in output
+        assert used(folder) < before + 20
+        service.healed(complete)
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [20, *(pytest.param(leave, marks=pytest.mark.slow) for leave in (60, 40, 30, 10, 5, 1, 0.1))],
+)
+def test_disk_full(leave: float, small: Small, complete: Any) -> None:
+    with disk(small, 160) as (service, folder):
+        service.green()
+        service.edit_seeder()
+        ballast = fill(folder, leave)
+        before = used(folder)
+        outcome = service.outcome()
+        if outcome.status or leave < 30:
+            assert FULL in outcome.output
+            assert "INTERNALERROR" not in outcome.output
+        assert used(folder) < before + 11, "no more than a golden database"
+        ballast.unlink()
+        service.healed(complete)
