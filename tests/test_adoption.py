@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Render
 from tests.support.command import run
 from tests.support.copier import copier, unmerged, update
 from tests.support.embedded import remove_clusters
 from tests.support.project import ANSWERS_FILE, Project, files
 from tests.support.releases import FUTURE, append, commit
 from tests.support.template import FUTURE as PRESENT
+from tests.variants import ALL_OFF
 
 ADOPTED = Path(__file__).with_name("adopted")
 
@@ -105,6 +107,18 @@ def test_what_is_not_filled_in_is_explained(
         said = project.tool("pytest", status=1).output
         assert "INTERNALERROR" not in said
         assert "nowhere:nothing, which tests/conftest.py names, can't be imported" in said
+
+
+def test_imports_below_src_count(rendered: Render) -> None:
+    """What a seeder imports decides what it stores, in that layout as well."""
+    code = (
+        "import pathlib, sys; from tests.harness.fingerprint import with_imports\n"
+        "root = pathlib.Path(sys.argv[1])\n"
+        "for path in with_imports(root, root / 'src/ledger/transfers.py'): print(path.name)"
+    )
+    project = rendered(**ALL_OFF)
+    found = project.run(project.python, "-c", code, ADOPTED / "ledger").output.split()
+    assert sorted(found) == ["__init__.py", "db.py", "transfers.py"]
 
 
 def test_file_that_is_there_is_left_alone(versions: Path, tmp_path: Path) -> None:

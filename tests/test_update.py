@@ -293,6 +293,7 @@ def test_edited_harness_is_noticed(scaffold: Scaffold) -> None:
     assert "tests/harness" not in project.tool("pytest", *test).output.partition("collected")[0]
     append(project.path / "tests/harness/golden.py", "# Ours.\n")
     (project.path / "tests/harness/ours.py").write_text("")
+    (project.path / "tests/harness/.golden.py.swp").write_text("")  # an editor's
     said = project.tool("pytest", *test).output
     assert "tests/harness: golden.py, ours.py edited here" in said
     assert "tests/conftest.py" in said

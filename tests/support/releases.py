@@ -72,9 +72,7 @@ def change_everything(template: Path) -> None:
     write_sums(template)
     append(template / "copier.yml", QUESTION)
     # A library with the name that somebody gave a package.
-    replace(
-        template / "copier.yml", "    alembic annotated_doc", "    alembic metrics annotated_doc"
-    )
+    replace(template / "copier.yml", " alembic annotated_doc", " alembic metrics annotated_doc")
     configuration = source / "pyproject.toml.jinja"
     replace(configuration, '"pytest-asyncio>=1.5.0"', '"pytest-asyncio>=1.5.0,<99"')
     replace(configuration, 'minversion = "9.2"', 'minversion = "9.2" # {{ use_future }}')

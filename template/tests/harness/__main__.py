@@ -100,7 +100,7 @@ def _built(database: Database) -> str:
         notes = json.loads(database.comment)
     except ValueError:
         return ""
-    return f", built {notes['built']} for {notes['project']}"
+    return f", built {notes.get('built', '?')} for {notes.get('project', '?')}"
 
 
 def _psql(options: argparse.Namespace) -> int:

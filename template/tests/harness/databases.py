@@ -9,6 +9,10 @@
 
 A database is ours when its name matches exactly, our role owns it and it carries `MARK`. Nothing
 else is ever renamed, written or dropped.
+
+Harnesses of several versions may share a server. What one takes for granted about the others' is
+the names, `MARK` and the numbers of the locks: change one, and change all, so that it sees theirs no
+more.
 """
 
 from __future__ import annotations

@@ -180,7 +180,11 @@ def _imported(node: ast.AST, package: tuple[str, ...]) -> list[tuple[str, ...]]:
 
 def _module_files(root: Path, module: tuple[str, ...]) -> list[Path]:
     """The files of a module and of the packages around it, as far as they are the project's."""
-    stems = [root.joinpath(*module[:length]) for length in range(1, len(module) + 1)]
+    stems = [
+        base.joinpath(*module[:length])
+        for base in (root, root / "src")
+        for length in range(1, len(module) + 1)
+    ]
     candidates = [
         path for stem in stems for path in (stem.with_suffix(".py"), stem / "__init__.py")
     ]

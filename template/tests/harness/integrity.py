@@ -10,17 +10,23 @@ SUMS = "SHA256SUMS"
 
 
 def sums(folder: Path) -> dict[str, str]:
-    """The hash of each file in a folder, by its name. Line ends are git's business, not ours."""
+    """The hash of each file in a folder, by its name. Line ends are git's business, not ours.
+
+    What editors and file managers leave about does not count.
+    """
     return {
         path.name: hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
         for path in sorted(folder.iterdir())
-        if path.is_file() and path.name != SUMS
+        if path.suffix in (".py", ".toml")
     }
 
 
 def edited(folder: Path) -> list[str]:
     """Names of the files that were changed, added or removed since the template made them."""
-    lines = (folder / SUMS).read_text(encoding="ascii").splitlines()
+    try:
+        lines = (folder / SUMS).read_text(encoding="ascii").splitlines()
+    except FileNotFoundError:
+        return [SUMS]
     made = {name: sum_ for sum_, _, name in (line.partition("  ") for line in lines)}
     found = sums(folder)
     return sorted(name for name in made.keys() | found if made.get(name) != found.get(name))
