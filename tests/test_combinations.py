@@ -23,7 +23,7 @@ def collected(project: Project, marker: str) -> int:
     options = ("--no-cov", "-q", "--collect-only", "-m", marker)
     done = project.tool("pytest", *options, status=None)
     assert done.status in (0, 5)  # 5: there is none
-    found = re.findall(r"^(\d+)(?:/\d+)? tests collected", done.output, re.MULTILINE)
+    found = re.findall(r"(\d+)(?:/\d+)? tests? collected", done.output)
     assert len(found) == (done.status == 0)
     return int(found[0]) if found else 0
 
