@@ -217,6 +217,7 @@ def sweep(there: Production, kills: int) -> None:
     """Kill at instants spread over a pause and over its resolution; each time all is made good."""
     answer = {"resolution": ANSWER, "resolved_by": "Grace"}
     with desk(there) as at:
+        at.do("recover")  # of other tests, too
         seconds = []
         for method in ("process_message", "resolve_escalation"):
             begun = time.monotonic()
@@ -256,6 +257,8 @@ def sweep(there: Production, kills: int) -> None:
             status = f"SELECT status FROM escalations WHERE id = {escalation[0]}"
             assert there.servers.sql(status) == [["resolved"]]
         assert at.do("recover") == [], "nothing waits for an answer"
+        done = "FROM checkpoints JOIN messages ON thread_id = 'message-' || in_reply_to_id"
+        assert there.servers.sql(f"SELECT thread_id {done}") == []
         print(f"{2 * kills} kills: {dict(outcomes)}; undisturbed {seconds} s")
 
 
