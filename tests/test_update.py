@@ -370,8 +370,8 @@ def test_two_harnesses_share_a_server(
     smalls: list[Small], rendered: Render, tmp_path: Path
 ) -> None:
     host = rendered(**ALL_OFF).copy_to(tmp_path / "host")
-    with servers(host) as urls:
-        url = {"TEST_DATABASE_URL": urls["DATABASE_URL"].replace("/service?", "/postgres?")}
+    with servers(host) as running:
+        url = {"TEST_DATABASE_URL": running.urls["DATABASE_URL"].replace("/service?", "/postgres?")}
         for story in ("built", "reused", "reused"):
             processes = [small.begin(**url) for small in smalls]
             runs = [passed(s.end(p)) for s, p in zip(smalls, processes, strict=True)]
