@@ -131,7 +131,7 @@ def test_file_that_is_there_is_left_alone(versions: Path, tmp_path: Path) -> Non
     (path / ANSWERS_FILE).write_text("_src_path: another template\n")
     run("git", "init", "--quiet", cwd=path)
     commit(path, "A service")
-    data = ["-d", "scope=harness", "-d", "use_redis=false"]
+    data = ["-d", "scope=harness", "-d", "use_redis=false", "-d", "package_name=docker.Shop"]
     copy = ["copy", "--defaults", *data, "-r", PRESENT]
     assert "another template" in copier(*copy, versions, path, cwd=tmp_path, status=1).output
     answers = ["--answers-file", ".copier-answers.harness.yml"]

@@ -257,7 +257,7 @@ def test_feature_is_switched(
     """Off where it was on, on where it was off: as if it had been answered so at first."""
     switched = {**VARIANTS[variant], feature: variant != "defaults"}
     project = scaffold(PRESENT, **VARIANTS[variant])
-    update(project, "--data", f"{feature}={switched[feature]}", to=PRESENT)
+    update(project, "--data", f"{feature}={switched[feature]}", to=":current:")
     assert not unmerged(project)
     expected = files(fresh(PRESENT, **switched))
     now = files(project.path)
@@ -289,6 +289,10 @@ def test_feature_that_was_edited_is_not_lost_silently(scaffold: Scaffold) -> Non
     commit(project.path, "Work on limits")
     said = update(project, "--data", "use_redis=false", to=PRESENT)
     assert "app/api/__init__.py" in unmerged(project)
+    project.run("git", "add", "app/api/__init__.py")  # without a look
+    hook = Path(sys.executable).with_name("pre-commit")
+    refused = project.run(hook, "run", "conflict-markers", status=1)
+    assert "app/api/__init__.py" in refused.output
     removed = project.run("git", "diff", "--name-only", "--diff-filter=D").output.splitlines()
     assert "app/rate_limit.py" in removed
     assert "--diff-filter=D" in said
@@ -440,8 +444,8 @@ def test_two_harnesses_share_a_server(
         url = {"TEST_DATABASE_URL": running.urls["DATABASE_URL"].replace("/service?", "/postgres?")}
         for story in ("built", "reused", "reused"):
             processes = [small.begin(**url) for small in smalls]
-            runs = [passed(s.end(p)) for s, p in zip(smalls, processes, strict=True)]
-            goldens = [run.golden() for run in runs]
+            ended = [small.end(p) for small, p in zip(smalls, processes, strict=True)]
+            goldens = [passed(run).golden() for run in ended]
             assert all(how.startswith(story) for _, how in goldens)
         with smalls[0].console(**url) as console:
             look = console.look()
