@@ -188,7 +188,7 @@ def test_a_login_takes_as_long_whoever_tries(there: Production) -> None:
             service.call("POST", "/api/v1/auth/register", account)
             there.servers.sql(f"UPDATE users SET {changes} WHERE email = '{account['email']}'")
         times: dict[str, list[float]] = {"known": [], "closed": [], "unknown": []}
-        for _ in range(7):
+        for _ in range(5):
             for name, taken in times.items():
                 form = {"username": f"{name}@example.org", "password": "wrong horse"}
                 begun = time.perf_counter()
@@ -247,7 +247,7 @@ FORGED = {
 
 
 def test_the_forger_of_tokens_knows_how_to_make_one(service: Service, there: Production) -> None:
-    rows = there.servers.sql("SELECT max(id) FROM users")
+    rows = there.servers.sql("SELECT max(id) FROM users WHERE is_active")
     token = jwt(HEADER, CLAIMS | {"sub": str(rows[0][0])})
     client = service.client(Authorization=f"Bearer {token}")
     assert client.call("GET", "/api/v1/auth/me")[0] == 200
