@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -44,6 +45,8 @@ def shared(
 @pytest.fixture(scope="session", autouse=True)
 def hermetic(shared: Path) -> Iterator[None]:
     """Keep the developer's settings out of every test."""
+    # A shell lets its background jobs ignore Ctrl-C, and so would the runs that tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     changes = hermetic_environment(shared / "home")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in changes.items():
