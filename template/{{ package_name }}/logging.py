@@ -28,7 +28,7 @@ def configure_logging() -> None:
     else:
         final = [
             structlog.processors.ExceptionRenderer(
-                # Without local variables: passwords and what customers said are among them.
+                # Without local variables: secrets and what customers said are among them.
                 structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
             ),
             structlog.processors.EventRenamer("message"),
