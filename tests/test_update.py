@@ -265,6 +265,29 @@ def test_feature_is_switched(
     assert differ <= {INITIAL}, "all but history"
 
 
+@pytest.mark.parametrize("feature", quick("use_redis", of=FEATURES))
+def test_feature_is_switched_off_in_a_project_that_has_lived(
+    feature: str, scaffold: Scaffold, fresh: Rendered
+) -> None:
+    """Conflicts are the feature's own, where an edit is beside it; no edit is lost."""
+    project = scaffold(PRESENT)
+    before = live_in(project)
+    with_it, without = files(fresh(PRESENT)), files(fresh(PRESENT, **{feature: False}))
+    removed = with_it.keys() - without.keys()
+    of_feature = {name for name, text in with_it.items() if without.get(name) != text}
+    update(project, "--data", f"{feature}=false", to=":current:")
+    assert set(unmerged(project)) <= of_feature - removed
+    after = files(project.path)
+    assert removed
+    assert after.keys().isdisjoint(removed | DELETED.keys())
+    for name, text in before.items():
+        if name not in of_feature:
+            assert after[name] == text, name
+        elif name not in removed:
+            added = set(text.splitlines()) - set(with_it[name].splitlines())
+            assert added <= set(after[name].splitlines()), name
+
+
 def test_switched_feature_gets_a_migration(scaffold: Scaffold) -> None:
     """As the message after the update says."""
     project = scaffold(PRESENT, use_assistant=False, use_auth=False)
