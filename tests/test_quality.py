@@ -14,7 +14,8 @@ VIOLATIONS = {
     "format": ("x = {  'a':1 }\n", "would be reformatted"),
     "lint": ("import os\n", "F401"),
     "types": ('def double(n: int) -> int:\n    return "2" * n\n', "return-value"),
-    "untyped": ("def double(n):  # type: ignore\n    return n\n", "unused-ignore"),
+    "untyped": ("def double(n):\n    return n\n", "no-untyped-def"),
+    "ignored": ("number: int = 1  # type: ignore\n", "unused-ignore"),
 }
 
 
