@@ -63,7 +63,9 @@ def test_names_are_used_everywhere(rendered: Render) -> None:
         for name, text in texts(project)
         for line in text.splitlines()
         if default.search(line)
-        and not re.search(r"\bapp\.\w+\(|\bapp\.(?:state|router)\b|self\.app\b", line)
+        and not re.search(
+            r"\bapp\.\w+\(|\bapp\.(?:dependency_overrides|router|state)\b|self\.app\b", line
+        )
     ]
     assert not stray, "\n".join(stray)
     assert OTHER_NAMES["project_name"] in (project.path / "README.md").read_text()

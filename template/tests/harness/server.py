@@ -59,6 +59,8 @@ _SETTINGS = {
     "min_wal_size": "4MB",
     "max_wal_size": "64MB",
     "autovacuum": "off",
+    # In the data directory, and gone with it: a killed server would leave its own in /dev/shm.
+    "dynamic_shared_memory_type": "mmap",
     # A killed client must not hold locks until its query ends.
     "client_connection_check_interval": "1s",
     "log_checkpoints": "off",
