@@ -57,7 +57,9 @@ def test_names_are_used_everywhere(rendered: Render) -> None:
     project = rendered(**OTHER_NAMES)
     assert (project.package / "main.py").is_file()
     assert not (project.path / "app").exists()
-    default = re.compile(r"\bapp[./](?!\*)[a-z_]+\b(?! =)|(?:from|import|package|=) ?app\b")
+    default = re.compile(
+        r"\bapp[./](?!\*)[a-z_]+\b(?! =)|(?:from|(?<!\.main )import|package|=) ?app\b"
+    )
     stray = [
         f"{name}: {line.strip()}"
         for name, text in texts(project)
