@@ -13,7 +13,7 @@ from tests.conftest import Render
 from tests.support import postgres
 from tests.support.postgres import Server
 from tests.support.project import Project
-from tests.variants import DEFAULTS, LLM, VARIANTS
+from tests.variants import VARIANTS
 
 
 @contextmanager
@@ -26,10 +26,12 @@ def running(project: Project, *, pgvector: bool) -> Iterator[Server]:
         yield server
 
 
-def test_suite_is_green_and_touches_nothing_foreign(project: Project) -> None:
+def test_suite_is_green_and_touches_nothing_foreign(rendered: Render) -> None:
+    variant = VARIANTS["no assistant"]
+    project = rendered(**variant.answers)
     with running(project, pgvector=True) as server:
         before = server.catalogs()
-        counts = {"passed": DEFAULTS.passed, "skipped": LLM}
+        counts = {"passed": variant.passed}
         env = {"TEST_DATABASE_URL": server.url("runner", scheme="postgres")}
         golden, story = project.pytest("--no-cov", env=env, **counts).golden()
         assert "built" in story
@@ -43,8 +45,8 @@ def test_suite_is_green_and_touches_nothing_foreign(project: Project) -> None:
 
 
 def test_service_without_pgvector_needs_a_server_without_it(rendered: Render) -> None:
-    variant = VARIANTS["no pgvector"]
+    variant = VARIANTS["all off"]
     service = rendered(**variant.answers)
     with running(service, pgvector=False) as server:
         env = {"TEST_DATABASE_URL": server.url("runner")}
-        service.pytest("--no-cov", "-n", "2", env=env, passed=variant.passed, skipped=LLM)
+        service.pytest("--no-cov", "-n", "2", env=env, passed=variant.passed)

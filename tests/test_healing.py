@@ -34,7 +34,6 @@ DAMAGES = {
     "DROP TABLE customers CASCADE": "customers",
     "DELETE FROM knowledge_chunks": "knowledge_chunks",
     "UPDATE customers SET full_name = 'Mallory'": "customers",
-    "ALTER TABLE customers ADD COLUMN stray text": "customers",
 }
 
 

@@ -50,12 +50,15 @@ def folders(tmp_path: Path) -> dict[str, str | None]:
 def test_nothing_runs_or_lies_about_afterwards(
     project: Project, folders: dict[str, str | None]
 ) -> None:
-    """Plain, then with two workers, which start from what the first run kept."""
+    """With two workers; the second time for one file, from what the first run kept."""
     project.run("git", "init", "--quiet")
     project.run("git", "add", "--all")
     project.run("git", "commit", "--quiet", "--message", "Scaffold")
-    counts = {"passed": DEFAULTS.passed, "skipped": LLM}
-    for options, story in ([], "built"), (["-n", "2"], "reused"):
+    files, passed = ONE_FILE
+    for options, story, counts in (
+        (["-n", "2"], "built", {"passed": DEFAULTS.passed, "skipped": LLM}),
+        (files, "reused", {"passed": passed}),
+    ):
         mark = new_mark()
         run = project.pytest("--no-cov", *options, env={**folders, MARK: mark}, **counts)
         assert run.golden()[1].startswith(story)

@@ -10,17 +10,18 @@ import pytest
 from tests.conftest import Render
 from tests.support.once import made_once
 from tests.support.project import Project, install
-from tests.variants import DEFAULTS, LLM, MIGRATIONS, ONE_FILE, VARIANTS
+from tests.variants import MIGRATIONS, ONE_FILE, VARIANTS
 
 # Coverage doubles a run's time: the variants with all features and with none show that it works.
 COVERED = ("defaults", "all off")
 
-# Options of a second run of the defaults, and how many tests it passes and skips.
-# Plain and with two workers: see test_leftovers.py.
+# Options of a second run, and how many tests it passes. With two workers: see test_leftovers.py.
+SHORT = VARIANTS["no assistant"]
 RUNS = {
-    "in order": (["-p", "no:randomly"], DEFAULTS.passed, LLM),
-    "integration": (["-m", "integration"], DEFAULTS.integration, LLM),
-    "one file": (*ONE_FILE, 0),
+    "again": ([], SHORT.passed),
+    "in order": (["-p", "no:randomly"], SHORT.passed),
+    "integration": (["-m", "integration"], SHORT.integration),
+    "one file": ONE_FILE,
 }
 
 
@@ -39,21 +40,21 @@ def test_suite_is_green(name: str, rendered: Render, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", COVERED)
 def test_unit_tests_are_green_and_need_no_database(name: str, rendered: Render) -> None:
     variant = VARIANTS[name]
-    run = rendered(**variant.answers).pytest("-m", "unit", passed=variant.unit)
+    run = rendered(**variant.answers).pytest("--no-cov", "-m", "unit", passed=variant.unit)
     assert "golden: " not in run.output
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_second_run_reuses_the_golden_database(name: str, warm: Project) -> None:
-    options, passed, skipped = RUNS[name]
-    run = warm.pytest("--no-cov", *options, passed=passed, skipped=skipped)
+    options, passed = RUNS[name]
+    run = warm.pytest("--no-cov", *options, passed=passed)
     assert run.golden()[1] == "reused"
 
 
 @pytest.fixture
 def warm(rendered: Render, shared: Path) -> Project:
-    """The shared project with the default answers, once its tests have run."""
-    project = rendered()
+    """A shared project, once its tests have run."""
+    project = rendered(**SHORT.answers)
     options, passed = ONE_FILE
     made_once(shared / "warm", lambda _: project.pytest("--no-cov", *options, passed=passed))
     return project

@@ -249,7 +249,7 @@ def test_project_that_has_lived(variant: str, scaffold: Scaffold, versions: Path
     project.pytest("--no-cov", *options, passed=passed, skipped=skipped)
 
 
-@pytest.mark.parametrize("variant", ["defaults", "all off"])
+@pytest.mark.parametrize("variant", quick("defaults", of=["defaults", "all off"]))
 @pytest.mark.parametrize("feature", quick("use_redis", of=FEATURES))
 def test_feature_is_switched(
     feature: str, variant: str, scaffold: Scaffold, fresh: Rendered
@@ -288,6 +288,7 @@ def test_feature_is_switched_off_in_a_project_that_has_lived(
             assert added <= set(after[name].splitlines()), name
 
 
+@pytest.mark.slow
 def test_switched_feature_gets_a_migration(scaffold: Scaffold) -> None:
     """As the message after the update says."""
     project = scaffold(PRESENT, use_assistant=False, use_auth=False)
@@ -369,6 +370,7 @@ def test_interrupted_update_is_repeated(scaffold: Scaffold, tmp_path: Path) -> N
     assert b"of the future" in files(project.path)["tests/harness/golden.py"]
 
 
+@pytest.mark.slow
 def test_golden_database_of_an_older_harness_is_replaced(scaffold: Scaffold) -> None:
     project = scaffold(PRESENT, **ALL_OFF)
     test = ["--no-cov", "tests/integration/test_seed_database.py"]
