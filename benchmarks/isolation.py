@@ -105,12 +105,12 @@ def service() -> Iterator[Project]:
     """A service with the default answers and an environment of its own, gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
-        for variable, value in hermetic_environment(folder / "home").items():
-            os.environ.pop(variable, None)
-            if value is not None:
-                os.environ[variable] = value
         say("rendering a service and installing what it needs")
         with (folder / "log").open("w") as log, redirect_stdout(log), redirect_stderr(log):
+            for variable, value in hermetic_environment(folder / "home").items():
+                os.environ.pop(variable, None)
+                if value is not None:
+                    os.environ[variable] = value
             clone_working_tree(folder / "template")
             render(folder / "template", folder / "service", {})
             run(os.environ["UV"], "sync", "--quiet", cwd=folder / "service", timeout=600)
