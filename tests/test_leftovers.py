@@ -50,14 +50,14 @@ def folders(tmp_path: Path) -> dict[str, str | None]:
 def test_nothing_runs_or_lies_about_afterwards(
     project: Project, folders: dict[str, str | None]
 ) -> None:
-    """With two workers; the second time for one file, from what the first run kept."""
+    """One file alone, then all with two workers, which start from what the first run kept."""
     project.run("git", "init", "--quiet")
     project.run("git", "add", "--all")
     project.run("git", "commit", "--quiet", "--message", "Scaffold")
     files, passed = ONE_FILE
     for options, story, counts in (
-        (["-n", "2"], "built", {"passed": DEFAULTS.passed, "skipped": LLM}),
-        (files, "reused", {"passed": passed}),
+        (files, "built", {"passed": passed}),
+        (["-n", "2"], "reused", {"passed": DEFAULTS.passed, "skipped": LLM}),
     ):
         mark = new_mark()
         run = project.pytest("--no-cov", *options, env={**folders, MARK: mark}, **counts)
