@@ -7,8 +7,10 @@ import shutil
 import sys
 from pathlib import Path
 
+from tests.conftest import Render
+from tests.support.embedded import remove_clusters
 from tests.support.project import Project
-from tests.variants import DEFAULTS, LLM
+from tests.variants import VARIANTS
 
 
 def path_without_uv() -> str:
@@ -17,7 +19,9 @@ def path_without_uv() -> str:
     return os.pathsep.join(f for f in folders if not shutil.which("uv", path=f))
 
 
-def test_service_is_installed_and_tested_with_pip_alone(project: Project) -> None:
+def test_service_is_installed_and_tested_with_pip_alone(rendered: Render, tmp_path: Path) -> None:
+    variant = VARIANTS["no assistant"]
+    project = rendered(**variant.answers).copy_to(tmp_path / "service")
     env: dict[str, str | None] = {"PATH": path_without_uv(), "UV": None}
     project.run(sys.executable, "-m", "venv", ".venv", env=env)
     python = project.path / ".venv" / "bin" / "python"
@@ -25,4 +29,5 @@ def test_service_is_installed_and_tested_with_pip_alone(project: Project) -> Non
     project.run(*pip, "--upgrade", "pip", env=env)  # groups need pip 25.1
     project.run(*pip, "--editable", ".", "--group", "harness", env=env, timeout=600)
     own = Project(project.path, project.answers, Path(python))
-    own.pytest("--no-cov", env=env, passed=DEFAULTS.passed, skipped=LLM)
+    own.pytest("--no-cov", env=env, passed=variant.passed)
+    remove_clusters(tmp_path)
