@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import time
 
 import pytest
 
@@ -12,6 +11,7 @@ from tests.support import embedded
 from tests.support.command import overlaid
 from tests.support.machine import MARK, kill, linux_only, new_mark, started_with
 from tests.support.project import Outcome, Project
+from tests.support.small import wait_until
 
 # A test that sees what the seed commands stored.
 PROBE = """\
@@ -105,7 +105,11 @@ def test_run_killed_while_it_seeds_is_healed(with_server: bool, probed: Project)
         stdout=subprocess.DEVNULL,
     )
     try:
-        wait_for_process(mark, "seed_database")
+        wait_until(
+            lambda: any("seed_database" in line for line in started_with(mark).values()),
+            "the seeder runs",
+            timeout=60,
+        )
         kill(started_with(mark) if with_server else [run.pid])
         run.wait()
         outcome = next_run(probed)
@@ -115,13 +119,3 @@ def test_run_killed_while_it_seeds_is_healed(with_server: bool, probed: Project)
         assert embedded.databases(probed) == [golden]
     finally:
         kill(started_with(mark))
-
-
-def wait_for_process(mark: str, name: str) -> None:
-    """Wait until a process with this name in its command line runs."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if any(name in command for command in started_with(mark).values()):
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"no process {name}")
