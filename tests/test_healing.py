@@ -26,8 +26,7 @@ async def test_database_is_seeded(db_session):
     assert "Mallory" not in await db_session.scalars(select(Customer.full_name))
 """
 
-# A plugin of LangChain's, which takes a second of each start.
-OPTIONS = ["--no-cov", "-p", "no:langsmith_plugin", "tests/test_probe.py"]
+OPTIONS = ["--no-cov", "tests/test_probe.py"]
 
 # What is done to the golden database behind the harness's back, and what the header names.
 DAMAGES = {

@@ -91,8 +91,10 @@ def test_unit_tests_start_nothing_and_connect_to_nothing(
 ) -> None:
     (tmp_path / "alarm.py").write_text(ALARM)
     env = {**folders, "PYTHONPATH": str(tmp_path)}
-    project.pytest("-p", "alarm", "-m", "unit", env=env, passed=DEFAULTS.unit)
+    options = ("--no-cov", "-p", "alarm")
+    run = project.pytest(*options, "-m", "unit", env=env, passed=DEFAULTS.unit)
+    assert "golden: " not in run.output
     assert not lying_in(*(Path(folder) for folder in folders.values() if folder))
     files, _ = ONE_FILE
-    red = project.tool("pytest", "-p", "alarm", *files, env=env, status=None)
+    red = project.tool("pytest", *options, *files, env=env, status=None)
     assert "during a run of unit tests" in red.output, "the alarm itself works"

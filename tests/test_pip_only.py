@@ -20,7 +20,7 @@ def path_without_uv() -> str:
 
 
 def test_service_is_installed_and_tested_with_pip_alone(rendered: Render, tmp_path: Path) -> None:
-    variant = VARIANTS["no assistant"]
+    variant = VARIANTS["all off"]
     project = rendered(**variant.answers).copy_to(tmp_path / "service")
     env: dict[str, str | None] = {"PATH": path_without_uv(), "UV": None}
     project.run(sys.executable, "-m", "venv", ".venv", env=env)

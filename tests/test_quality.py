@@ -34,13 +34,16 @@ def test_render_passes_strict_type_checker(combination: Project, mypy_cache: Pat
     assert checked >= len([name for name in written if not name.startswith("migrations/")])
 
 
-def test_check_refuses_planted_violations(project: Project) -> None:
+def test_check_refuses_planted_violations(project: Project, mypy_cache: Path) -> None:
     project.run("git", "init", "--quiet")
-    project.run("make", "check", timeout=300)
+    env = {"MYPY_CACHE_DIR": str(mypy_cache)}
+    with locked(mypy_cache):
+        project.run("make", "check", env=env, timeout=300)
     planted = project.package / "planted.py"
     for code, reason in VIOLATIONS.values():
         planted.write_text(code)
-        done = project.run("make", "check", status=None)
+        with locked(mypy_cache):
+            done = project.run("make", "check", env=env, status=None)
         assert done.status != 0
         assert reason in done.output
 

@@ -15,12 +15,12 @@ from tests.variants import MIGRATIONS, ONE_FILE, VARIANTS
 # Coverage doubles a run's time: the variants with all features and with none show that it works.
 COVERED = ("defaults", "all off")
 
-# Options of a second run, and how many tests it passes. With two workers: see test_leftovers.py.
+# Options of a second run, and how many tests it passes. Two workers: see test_leftovers.py;
+# integration tests alone: see test_external_server.py.
 SHORT = VARIANTS["no assistant"]
 RUNS = {
     "again": ([], SHORT.passed),
     "in order": (["-p", "no:randomly"], SHORT.passed),
-    "integration": (["-m", "integration"], SHORT.integration),
     "one file": ONE_FILE,
 }
 
@@ -35,13 +35,6 @@ def test_suite_is_green(name: str, rendered: Render, tmp_path: Path) -> None:
     assert len(re.findall(r"test_migrations\.py::\w+ PASSED", run.output)) == MIGRATIONS
     assert ("TOTAL" in run.output) == (name in COVERED)
     assert "Required test coverage" not in run.output, "a gate would fail runs of one file"
-
-
-@pytest.mark.parametrize("name", COVERED)
-def test_unit_tests_are_green_and_need_no_database(name: str, rendered: Render) -> None:
-    variant = VARIANTS[name]
-    run = rendered(**variant.answers).pytest("--no-cov", "-m", "unit", passed=variant.unit)
-    assert "golden: " not in run.output
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -104,7 +104,7 @@ def starting_points(repository: Path) -> list[str]:
     return tag_releases(repository) or [PRESENT]
 
 
-@pytest.mark.parametrize("variant", quick("defaults", "all off", of=VARIANTS))
+@pytest.mark.parametrize("variant", quick("defaults", of=VARIANTS))
 def test_untouched_project_becomes_a_fresh_one(
     variant: str, scaffold: Scaffold, fresh: Rendered, versions: Path
 ) -> None:
@@ -226,7 +226,7 @@ def live_in(project: Project) -> dict[str, bytes]:
     return {name: text for name, text in files(path).items() if is_users(name)}
 
 
-@pytest.mark.parametrize("variant", quick("all off", "no redis, other names", of=VARIANTS))
+@pytest.mark.parametrize("variant", quick("all off", of=VARIANTS))
 def test_project_that_has_lived(variant: str, scaffold: Scaffold, versions: Path) -> None:
     project = scaffold(starting_points(versions)[0], **VARIANTS[variant])
     before = live_in(project)

@@ -229,7 +229,7 @@ class Small(Project):
             [
                 *self.prefix,
                 *(str(self.python), "-m", "pytest", "-p", "no:randomly", "-p", "no:cacheprovider"),
-                *("-p", "no:langsmith_plugin", *options),
+                *options,
             ],
             cwd=self.path,
             env=self.environment(variables),
