@@ -266,7 +266,7 @@ def disconnect(connection: Connection, name: str, timeout: float = 5) -> None:
                 connection.execute("SELECT pg_terminate_backend(%s)", pid)
         if time.monotonic() > deadline:
             raise HarnessError(_occupied(connection, name))
-        time.sleep(0.005)
+        time.sleep(0.001)
 
 
 def _occupied(connection: Connection, name: str) -> str:

@@ -67,8 +67,12 @@ async def db_session(
     """
     harness = _ready(enterprise_database_setup, request)
     if request.node.get_closest_marker("own_database"):
-        async with harness.sessionmaker() as session:
-            yield session
+        harness.begin_reuse()
+        try:
+            async with harness.sessionmaker() as session:
+                yield session
+        finally:
+            await harness.end_reuse()
         return
     problems: list[str] = []
     harness.begin_rollback()

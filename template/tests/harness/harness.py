@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
     from tests.harness.databases import Connection
+    from tests.harness.reused import ReusedConnections
     from tests.harness.server import EmbeddedServer
     from tests.harness.transaction import TestTransaction
     from tests.harness.worker import WorkerDatabase
@@ -56,6 +58,7 @@ class Harness:
         self.header: list[str] = []
         self.worker: WorkerDatabase
         self.transaction: TestTransaction
+        self.reused: ReusedConnections
         self._recipe = recipe
         self._say = say
         self._server: EmbeddedServer | None = None
@@ -117,6 +120,7 @@ class Harness:
 
     def _prepare(self) -> None:
         from tests.harness import databases, guard
+        from tests.harness.reused import ReusedConnections
         from tests.harness.transaction import TestTransaction
         from tests.harness.worker import WorkerDatabase
 
@@ -133,7 +137,7 @@ class Harness:
         swept, self.summary.left = databases.sweep(self._connection, self.environment.run)
         self.worker = WorkerDatabase(self.environment, self._connection, self.recipe, self._say)
         self.worker.open()
-        self.transaction = TestTransaction()
+        self.transaction, self.reused = TestTransaction(), ReusedConnections()
         with databases.connect(self.environment, self.environment.database) as inside:
             self.transaction.deferred = databases.deferred_constraints(inside)
             self.transaction.reset_sequences = databases.reset_sequences(inside)
@@ -176,7 +180,7 @@ class Harness:
 
     @property
     def engine(self) -> AsyncEngine:
-        """The service's engine; from now on, a rollback test's connections are lent."""
+        """The service's engine; from now on, its connections are lent or reused."""
         if self._engine is None:
             from sqlalchemy import NullPool, event
             from sqlalchemy.ext.asyncio import AsyncEngine
@@ -198,7 +202,7 @@ class Harness:
                     f"{self.recipe.engine} points at {engine.url.render_as_string()}, not at the tests' database: "
                     "it was imported before tests/__init__.py prepared the environment."
                 )
-            event.listen(engine.sync_engine, "do_connect", self._lend)
+            event.listen(engine.sync_engine, "do_connect", self._connect)
             self._engine = engine
         return self._engine
 
@@ -213,11 +217,24 @@ class Harness:
         )
         return factory
 
-    def _lend(self, dialect: Any, _record: Any, arguments: Any, options: dict[str, Any]) -> Any:
-        """SQLAlchemy's `do_connect`: a connection of the test's transaction, or None for a real one."""
-        if not self.transaction.active:
-            return None
+    def _connect(self, dialect: Any, _record: Any, arguments: Any, options: dict[str, Any]) -> Any:
+        """SQLAlchemy's `do_connect`: a lent or a reused connection, or None for one like any other."""
         real = options.get("async_creator_fn", dialect.dbapi.asyncpg.connect)
+        if self.transaction.active:
+            create = self._lend(real)
+        elif self.reused.active:
+            create = self._reuse(real)
+        else:
+            return None
+        return dialect.connect(*arguments, **{**options, "async_creator_fn": create})
+
+    def _reuse(self, real: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def reuse(*args: Any, **kwargs: Any) -> Any:
+            return await self.reused.connect(functools.partial(real, *args, **kwargs))
+
+        return reuse
+
+    def _lend(self, real: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         name = f"tests.harness {self.environment.run} {self.environment.worker}"
 
         async def connect(*args: Any, **kwargs: Any) -> Any:
@@ -229,7 +246,16 @@ class Harness:
         async def lend(*args: Any, **kwargs: Any) -> Any:
             return await self.transaction.lend(lambda: connect(*args, **kwargs))
 
-        return dialect.connect(*arguments, **{**options, "async_creator_fn": lend})
+        return lend
+
+    def begin_reuse(self) -> None:
+        """Let the service's engine use each connection again, until `end_reuse`."""
+        _ = self.engine
+        self.reused.begin()
+
+    async def end_reuse(self) -> None:
+        """Close those connections."""
+        await self.reused.finish()
 
     def begin_rollback(self) -> None:
         """Let the service's engine work in one transaction, until `end_rollback`."""

@@ -149,7 +149,7 @@ class WorkerDatabase:
                 self.statistics.leaks += len(left)
                 more = [f"  … and {len(left) - _SHOWN} more"] if len(left) > _SHOWN else []
                 return left[:_SHOWN] + more
-            time.sleep(0.005)
+            time.sleep(0.001)
         return []
 
     def replace(self, *, keep: bool = False) -> str:
@@ -163,12 +163,10 @@ class WorkerDatabase:
         """
         begun = time.perf_counter()
         self.prefetch()
-        # First: what a test left may be all the connections there are, and a spare needs one.
-        databases.disconnect(self._connection, self.name)
         spare = self._spares.popleft()
         old = f"app_{'k' if keep else 'd'}_{self._environment.run}_{self._environment.worker}_{next(self._numbers)}"
         try:
-            self._swap(old, spare.result())
+            self._swap(old, spare)
         except HarnessError:
             if not spare.exception():
                 self._spares.appendleft(spare)
@@ -181,20 +179,24 @@ class WorkerDatabase:
         self.statistics.seconds += time.perf_counter() - begun
         return old
 
-    def _swap(self, old: str, spare: str) -> None:
+    def _swap(self, old: str, spare: Future[str]) -> None:
+        # First: what a test left may be all the connections there are, and a spare needs one.
+        databases.disconnect(self._connection, self.name)
         rename = sql.SQL("ALTER DATABASE {} RENAME TO {}")
         aside = rename.format(sql.Identifier(self.name), sql.Identifier(old))
-        into = rename.format(sql.Identifier(spare), sql.Identifier(self.name))
-        for _ in range(_SWAPS):
-            databases.disconnect(self._connection, self.name)
+        waits = not spare.done()
+        into = rename.format(sql.Identifier(spare.result()), sql.Identifier(self.name))
+        for attempt in range(_SWAPS):
+            if waits or attempt:  # something may have reconnected
+                databases.disconnect(self._connection, self.name)
             try:
-                with self._connection.transaction():
-                    self._connection.execute(aside)
-                    self._connection.execute(into)
+                # In one message: what is sent one by one takes as long as what it does.
+                self._connection.execute(sql.SQL("BEGIN; {}; {}; COMMIT").format(aside, into))
                 return
             except psycopg.errors.ObjectInUse:
-                continue  # something reconnected
+                self._connection.rollback()
             except psycopg.errors.InvalidCatalogName:  # dropped by the test
+                self._connection.rollback()
                 self._connection.execute(into)
                 return
         raise HarnessError(
