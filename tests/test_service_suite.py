@@ -15,11 +15,10 @@ from tests.variants import MIGRATIONS, ONE_FILE, VARIANTS
 # Coverage doubles a run's time: the variants with all features and with none show that it works.
 COVERED = ("defaults", "all off")
 
-# Options of a second run, and how many tests it passes. Two workers: see test_leftovers.py;
-# integration tests alone: see test_external_server.py.
+# Options of a second run, and how many tests it passes. At random, by two workers: see
+# test_leftovers.py; integration tests alone: see test_external_server.py.
 SHORT = VARIANTS["no assistant"]
 RUNS = {
-    "again": ([], SHORT.passed),
     "in order": (["-p", "no:randomly"], SHORT.passed),
     "one file": ONE_FILE,
 }
