@@ -141,10 +141,9 @@ def broken(
     rendered: Render, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Small, dict[str, Any]]]:
     """The service of `small`, and what a build from nothing gives in it."""
-    directory = tmp_path_factory.mktemp("small")
-    with complete_service(rendered(**ALL_OFF), directory / "service") as service_and_content:
+    path = tmp_path_factory.mktemp("small") / "service"
+    with complete_service(rendered(**ALL_OFF), path) as service_and_content:
         yield service_and_content
-    remove_clusters(directory)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Render
-from tests.support.project import SUMMARY, Project, install
+from tests.support.project import Project, counted, install
 from tests.variants import COMBINATIONS, FEATURES, VARIANTS
 
 
@@ -47,8 +47,7 @@ def test_suite_is_green(name: str, rendered: Render, tmp_path: Path) -> None:
     """In an environment that holds what the combination itself depends on, and nothing else."""
     project = install(rendered(**COMBINATIONS[name]), tmp_path / "environment")
     done = project.tool("pytest", "--no-cov", timeout=600)
-    (found,) = SUMMARY.finditer(done.output)
-    counts = {word: int(count) for count, word in re.findall(r"(\d+) (\w+)", found["counts"])}
+    counts = counted(done.output)
     assert counts.keys() <= {"passed", "skipped"}, counts
     assert counts["passed"] > LEAST
     ran = sum(counts.values())

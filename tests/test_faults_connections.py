@@ -11,7 +11,6 @@ import pytest
 from tests.conftest import Render
 from tests.support import postgres, redis
 from tests.support.command import overlaid
-from tests.support.embedded import remove_clusters
 from tests.support.machine import linux_only
 from tests.support.postgres import Server
 from tests.support.small import Small, passed, small_service, wait_until
@@ -285,12 +284,11 @@ REACHES = 14  # of `unit`: tests that try to connect; two more ask for a fixture
 @pytest.fixture(scope="module")
 def service(rendered: Render, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
     """The small service with Redis, and the files above."""
-    directory = tmp_path_factory.mktemp("connections")
-    with small_service(rendered(**{**ALL_OFF, "use_redis": True}), directory / "service") as small:
+    path = tmp_path_factory.mktemp("connections") / "service"
+    with small_service(rendered(**{**ALL_OFF, "use_redis": True}), path) as small:
         for name, text in FILES.items():
             (small.path / "tests" / f"{name}.py").write_text(text)
         yield small
-    remove_clusters(directory)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import pytest
 
 from tests.conftest import Render
 from tests.support import postgres, redis
-from tests.support.embedded import remove_clusters
 from tests.support.machine import kill, linux_only, started_with
 from tests.support.postgres import Server
 from tests.support.redis import Redis
@@ -64,8 +63,8 @@ NEIGHBOURS = [
 @pytest.fixture(scope="module")
 def service(rendered: Render, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
     """The small service, with Redis."""
-    directory = tmp_path_factory.mktemp("foreign")
-    with small_service(rendered(**{**ALL_OFF, "use_redis": True}), directory / "service") as small:
+    path = tmp_path_factory.mktemp("foreign") / "service"
+    with small_service(rendered(**{**ALL_OFF, "use_redis": True}), path) as small:
         (small.path / "tests" / "test_redis.py").write_text(
             "import pytest\n\n\n"
             "@pytest.mark.parametrize('number', range(4))\n"
@@ -74,7 +73,6 @@ def service(rendered: Render, tmp_path_factory: pytest.TempPathFactory) -> Itera
             "    await redis_client.set('mine', number)\n"
         )
         yield small
-    remove_clusters(directory)
 
 
 @pytest.fixture(scope="module")

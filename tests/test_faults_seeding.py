@@ -34,10 +34,9 @@ def broken(
     rendered: Render, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Small, dict[str, Any]]]:
     """A service with `ingest.py`, and what a build from nothing gives in it."""
-    directory = tmp_path_factory.mktemp("seeding")
-    with complete_service(rendered(**LEAN), directory / "service") as service_and_content:
+    path = tmp_path_factory.mktemp("seeding") / "service"
+    with complete_service(rendered(**LEAN), path) as service_and_content:
         yield service_and_content
-    remove_clusters(directory)
 
 
 @pytest.fixture(autouse=True)
@@ -117,20 +116,24 @@ def test_seeder_hangs(small: Small, complete: Any) -> None:
     small.healed(complete)
 
 
-def test_ingest_fails(small: Small, complete: Any) -> None:
-    with edited(small.path / "ingest.py", "print('no model')\nraise SystemExit(5)\n"):
+@pytest.mark.parametrize(
+    ("name", "text", "status", "said"),
+    [
+        ("ingest.py", "print('no model')\nraise SystemExit(5)\n", 5, "ingest.py\nno model"),
+        pytest.param(
+            *("app/seed_database.py", "this is no Python\n", 1, "SyntaxError"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["ingest fails", "no Python"],
+)
+def test_edited_command_fails(
+    name: str, text: str, status: int, said: str, small: Small, complete: Any
+) -> None:
+    with edited(small.path / name, text):
         output = small.red()
-    assert f"{NOT_BUILT}: a command ended with status 5" in output
-    assert "ingest.py\nno model" in output
-    small.healed(complete)
-
-
-@pytest.mark.slow
-def test_seeder_that_python_refuses(small: Small, complete: Any) -> None:
-    with edited(small.path / "app/seed_database.py", "this is no Python\n"):
-        output = small.red()
-    assert f"{NOT_BUILT}: a command ended with status 1" in output
-    assert "SyntaxError" in output
+    assert f"{NOT_BUILT}: a command ended with status {status}" in output
+    assert said in output
     small.healed(complete)
 
 

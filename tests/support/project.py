@@ -34,6 +34,13 @@ BYPRODUCTS = {
 }
 
 
+def counted(output: str) -> dict[str, int]:
+    """The numbers of pytest's last summary, as `{"passed": 31, "error": 2}`; none without one."""
+    found = list(SUMMARY.finditer(output))
+    parts = found[-1]["counts"].split(", ") if found else []
+    return {word.removesuffix("s"): int(n) for n, word in (p.split() for p in parts)}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a rendered project's pytest run ended with."""
@@ -101,10 +108,8 @@ class Project:
         """
         with locked(self.path):  # two runs in one directory write the same coverage data
             done = self.tool("pytest", *options, env=env, timeout=timeout, status=status)
-        found = list(SUMMARY.finditer(done.output))
-        assert found, "pytest printed no summary"
-        parts = found[-1]["counts"].split(", ")
-        outcome = {word.removesuffix("s"): int(n) for n, word in (p.split() for p in parts)}
+        outcome = counted(done.output)
+        assert outcome, "pytest printed no summary"
         outcome.pop("deselected", None)
         counts = {word: number for word, number in counts.items() if number}
         assert outcome == counts, f"asked for {counts}, got {outcome}"

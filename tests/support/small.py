@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.command import overlaid
+from tests.support.embedded import remove_clusters
 from tests.support.machine import MARK, kill, new_mark, started_with
-from tests.support.project import SUMMARY, Outcome, Project
+from tests.support.project import Outcome, Project, counted
 
 PASSED = 5
 
@@ -252,10 +253,7 @@ class Small(Project):
             output, _ = process.communicate()
             raise AssertionError(f"not done after {timeout:.0f} s:\n{output[-6000:]}") from None
         print(output)
-        found = list(SUMMARY.finditer(output))
-        parts = found[-1]["counts"].split(", ") if found else []
-        counts = {word.removesuffix("s"): int(n) for n, word in (p.split() for p in parts)}
-        return Outcome(process.returncode, output, counts)
+        return Outcome(process.returncode, output, counted(output))
 
     def outcome(self, *options: str, timeout: float = 120, **variables: str | None) -> Outcome:
         """A run, from start to end, however it ends."""
@@ -371,7 +369,7 @@ def complete_service(project: Project, path: Path) -> Iterator[tuple[Small, dict
 
 @contextmanager
 def small_service(project: Project, path: Path) -> Iterator[Small]:
-    """A copy of a rendered service with the tests of this file; nothing of it runs afterwards."""
+    """A copy of a rendered service with the tests of this file; its servers go at the end."""
     copy = project.copy_to(path)
     for name in ("unit", "integration", "workflow"):
         shutil.rmtree(path / "tests" / name, ignore_errors=True)
@@ -383,6 +381,7 @@ def small_service(project: Project, path: Path) -> Iterator[Small]:
         yield small
     finally:
         kill(started_with(small.mark))
+        remove_clusters(path)
 
 
 def replace(path: Path, old: str, new: str) -> None:

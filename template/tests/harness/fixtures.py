@@ -72,7 +72,7 @@ async def db_session(
             async with harness.sessionmaker() as session:
                 yield session
         finally:
-            await harness.end_reuse()
+            await harness.reused.finish()
         return
     problems: list[str] = []
     harness.begin_rollback()

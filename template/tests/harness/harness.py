@@ -223,16 +223,10 @@ class Harness:
         if self.transaction.active:
             create = self._lend(real)
         elif self.reused.active:
-            create = self._reuse(real)
+            create = functools.partial(self.reused.connect, real)
         else:
             return None
         return dialect.connect(*arguments, **{**options, "async_creator_fn": create})
-
-    def _reuse(self, real: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        async def reuse(*args: Any, **kwargs: Any) -> Any:
-            return await self.reused.connect(functools.partial(real, *args, **kwargs))
-
-        return reuse
 
     def _lend(self, real: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         name = f"tests.harness {self.environment.run} {self.environment.worker}"
@@ -249,13 +243,9 @@ class Harness:
         return lend
 
     def begin_reuse(self) -> None:
-        """Let the service's engine use each connection again, until `end_reuse`."""
+        """Let the service's engine use each connection again, until `reused.finish()`."""
         _ = self.engine
         self.reused.begin()
-
-    async def end_reuse(self) -> None:
-        """Close those connections."""
-        await self.reused.finish()
 
     def begin_rollback(self) -> None:
         """Let the service's engine work in one transaction, until `end_rollback`."""

@@ -51,8 +51,8 @@ class ReusedConnections:
             except _ERRORS:  # the test ended it, or its server
                 connection.terminate()
 
-    async def connect(self, connect: Callable[..., Awaitable[Any]]) -> Any:
-        """A connection that answers: a kept one, or what `connect(connection_class=…)` opens."""
+    async def connect(self, real: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
+        """A connection that answers: a kept one, or what `real`, called as asyncpg.connect, opens."""
         while self._idle:
             connection = self._idle.pop()
             try:
@@ -61,7 +61,7 @@ class ReusedConnections:
                 connection.terminate()
             else:
                 return connection
-        return await connect(connection_class=self._class)
+        return await real(*args, **kwargs, connection_class=self._class)
 
     async def keep(self, connection: asyncpg.Connection) -> bool:
         """Whether a connection that is to be closed was kept."""

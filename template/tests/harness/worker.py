@@ -190,13 +190,12 @@ class WorkerDatabase:
             if waits or attempt:  # something may have reconnected
                 databases.disconnect(self._connection, self.name)
             try:
-                # In one message: what is sent one by one takes as long as what it does.
-                self._connection.execute(sql.SQL("BEGIN; {}; {}; COMMIT").format(aside, into))
+                with self._connection.transaction():
+                    self._connection.execute(sql.SQL("{}; {}").format(aside, into))
                 return
             except psycopg.errors.ObjectInUse:
-                self._connection.rollback()
+                continue
             except psycopg.errors.InvalidCatalogName:  # dropped by the test
-                self._connection.rollback()
                 self._connection.execute(into)
                 return
         raise HarnessError(
