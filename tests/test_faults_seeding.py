@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace as changed
@@ -312,3 +313,41 @@ def test_disk_full(leave: float, small: Small, complete: Any) -> None:
         assert used(folder) < before + 11, "no more than a golden database"
         ballast.unlink()
         service.healed(complete)
+
+
+# Loaded by `-p`: the run dies when it is about to start its n-th process.
+DIES = """\
+import itertools, os, sys
+
+number = itertools.count(1)
+
+
+def die(event, arguments):
+    if event == "subprocess.Popen" and next(number) == int(os.environ["DIE_AT"]):
+        os.kill(os.getpid(), 9)
+
+
+sys.addaudithook(die)
+"""
+
+
+@pytest.mark.slow
+def test_killed_as_it_starts_a_process(small: Small, complete: Any) -> None:
+    """Whichever it is: no seeder is left that nobody waits for."""
+    plugin = small.path / "dies.py"
+    plugin.write_text(DIES)
+    died = 0
+    while True:
+        small.edit_seeder()
+        run = small.begin("-p", "dies", DIE_AT=str(died + 1), SEED="time.sleep(3)")
+        if run.wait(60) != -signal.SIGKILL:
+            break
+        died += 1
+        time.sleep(0.5)  # what ends the others has had its turn
+        left = [line for line in started_with(small.mark).values() if "postgres" not in line]
+        small.end(run)
+        assert not left, f"when the run was about to start process {died}"
+    passed(small.end(run))
+    plugin.unlink()
+    assert died >= 2, "what seeds, and what ends it"
+    small.healed(complete)

@@ -249,28 +249,29 @@ def _run(environment: Environment, recipe: Recipe, database: str, command: Seque
     """
     variables = os.environ | {environment.variable: environment.url(database)}
     with tempfile.TemporaryFile() as output:  # no pipe: a child that outlives it would keep it open
-        try:
-            process = subprocess.Popen(
-                list(command),
-                cwd=ROOT,
-                env=variables,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise HarnessError(
-                f"{_NOT_BUILT}: a command can't be started.\n$ {shlex.join(command)}\n{error}"
-            ) from error
-        # It ends with us, and all that it started: when our end of the pipe closes, whatever closes it.
+        # Ends with us, whatever ends us, and with it its group, as our end of the pipe closes. It is
+        # there before the command, which joins the group before it holds no copy of that end.
         with subprocess.Popen(
-            ["/bin/sh", "-c", 'cat; kill -9 "-$0"', str(process.pid)],
+            ["/bin/sh", "-c", "cat; kill -9 0"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        ):
+            process_group=0,
+        ) as guardian:
+            try:
+                process = subprocess.Popen(
+                    list(command),
+                    cwd=ROOT,
+                    env=variables,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    process_group=guardian.pid,
+                )
+            except OSError as error:
+                raise HarnessError(
+                    f"{_NOT_BUILT}: a command can't be started.\n$ {shlex.join(command)}\n{error}"
+                ) from error
             how = ""
             try:
                 if status := process.wait(recipe.timeout):
