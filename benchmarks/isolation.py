@@ -186,8 +186,20 @@ def start(project: Project, ours: Sequence[Contender], rounds: int) -> None:
     bare_folder = project.path.with_name("bare")
     bare_folder.mkdir()
     (bare_folder / "test_bench.py").write_text("async def test_unit():\n    assert True\n")
+    (bare_folder / "test_import.py").write_text(
+        "async def test_unit():\n    import app.models, app.database, asyncpg\n"
+    )
     (bare_folder / "pytest.ini").write_text(PATTERNS_INI)
-    bare = Contender("bare", "pytest alone", pytest_of(project, "test_bench.py"), bare_folder)
+    bare, importing = (
+        Contender(
+            name,
+            name,
+            pytest_of(project, f"test_{name}.py"),
+            bare_folder,
+            {"PYTHONPATH": str(project.path)},
+        )
+        for name in ("bench", "import")
+    )
     unit, rollback = (next(o for o in ours if o.name == name) for name in ("unit", "rollback"))
 
     def cold() -> float:
@@ -196,6 +208,7 @@ def start(project: Project, ours: Sequence[Contender], rounds: int) -> None:
 
     runs: dict[str, Callable[[], float]] = {
         "pytest alone": lambda: bare.seconds(1),
+        "pytest alone, importing the models": lambda: importing.seconds(1),
         "a unit test": lambda: unit.seconds(1),
         "a rollback test, no server yet": cold,
         "a rollback test, server kept from before": lambda: rollback.seconds(1),

@@ -132,10 +132,21 @@ def test_edited_command_fails(
     name: str, text: str, status: int, said: str, small: Small, complete: Any
 ) -> None:
     with edited(small.path / name, text):
-        output = small.red()
+        output = small.red(SEED="time.sleep(600)")  # nobody waits for it
     assert f"{NOT_BUILT}: a command ended with status {status}" in output
     assert said in output
+    assert not started_with(small.mark)
     small.healed(complete)
+
+
+def test_commands_that_run_together(small: Small, complete: Any) -> None:
+    """The seeder goes on when it sees that `ingest.py` runs, too."""
+    ingest = small.path / "ingest.py"
+    with edited(ingest, f"open('ingesting', 'w').close()\n{ingest.read_text()}"):
+        small.green(SEED="while not os.path.exists('ingesting'): time.sleep(0.01)")
+        assert small.seedings() == 1
+    (small.path / "ingesting").unlink()
+    small.healed(complete, says=BUILT)
 
 
 @pytest.mark.slow
@@ -349,5 +360,5 @@ def test_killed_as_it_starts_a_process(small: Small, complete: Any) -> None:
         assert not left, f"when the run was about to start process {died}"
     passed(small.end(run))
     plugin.unlink()
-    assert died >= 2, "what seeds, and what ends it"
+    assert died >= 3, "what seeds, what ingests, and what ends them"
     small.healed(complete)

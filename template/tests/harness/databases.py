@@ -121,6 +121,7 @@ def connect(environment: Environment, database: str = MAINTENANCE) -> Connection
                 autocommit=True,
                 connect_timeout=3,
                 application_name=name,
+                prepare_threshold=None,  # after each DDL, psycopg would have to forget them
             )
         except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
             full = FULL.search(str(error))
@@ -270,30 +271,50 @@ def disconnect(connection: Connection, name: str, timeout: float = 5) -> None:
 
 
 def _occupied(connection: Connection, name: str) -> str:
-    who = "\n".join(describe_sessions(connection, name, ours=True))
+    who = "\n".join(session.line for session in sessions(connection, name))
     return f"{name} is to be dropped, renamed or cloned, but these sessions of it can't be ended. Close them:\n{who}"
 
 
-def describe_sessions(connection: Connection, database: str, *, ours: bool = False) -> list[str]:
-    """Who is connected to a database, a line each: process, program, state and last query.
+@dataclass(frozen=True)
+class Session:
+    """Somebody who is connected: in a line, process, program, state and last query."""
 
-    Args:
-        connection: to any database of the server.
-        database: its name.
-        ours: the harness's own sessions, too.
-    """
+    line: str
+    ours: bool
+    """Whether it is one of the harness's own."""
+
+
+def sessions(connection: Connection, database: str) -> list[Session]:
+    """Who is connected to the database of this name."""
     rows = connection.execute(
         """
         SELECT format('  process %%s, %%s, %%s: %%s', pid, coalesce(nullif(application_name, ''), 'unnamed'),
                       coalesce(state, backend_type, 'of ' || usename),
-                      left(regexp_replace(query, '\\s+', ' ', 'g'), 200))
+                      left(regexp_replace(query, '\\s+', ' ', 'g'), 200)),
+               starts_with(application_name, %s)
         FROM pg_stat_activity
-        WHERE datname = %s AND usesysid IS NOT NULL AND (%s OR NOT starts_with(application_name, %s))
+        WHERE datname = %s AND usesysid IS NOT NULL
         ORDER BY pid
         """,
-        (database, ours, APPLICATION),
-    ).fetchall()
-    return [row[0] for row in rows]
+        (APPLICATION, database),
+    )
+    return [Session(*row) for row in rows]
+
+
+def compact(connection: Connection) -> None:
+    """Make a database that is complete cheap to copy: fewer files, and nothing left to vacuum."""
+    connection.execute("VACUUM (FREEZE, ANALYZE)")
+    # Rewritten, the catalogs lose the two files that go with each table to speed up later writes and
+    # vacuums: a fifth of all files, and of the time that a copy takes.
+    row = connection.execute(
+        """
+        SELECT string_agg(oid::regclass::text, ', ') FROM pg_class
+        WHERE relkind = 'r' AND NOT relisshared
+          AND relnamespace IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
+        """
+    ).fetchone()
+    assert row is not None
+    connection.execute(f"VACUUM (FULL, FREEZE) {row[0]}")
 
 
 def deferred_constraints(connection: Connection) -> list[str]:

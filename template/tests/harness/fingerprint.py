@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import os
 from collections.abc import Iterable
@@ -92,8 +93,8 @@ def _hash(pieces: Iterable[bytes]) -> str:
 
 def _recipe(recipe: Recipe) -> list[bytes]:
     # The interpreter's own path is not what a command is about.
-    words = [word for command in recipe.commands for word in ("", *command[1:])]
-    return [repr((recipe.metadata, sorted(recipe.seeded))).encode(), *(w.encode() for w in words)]
+    commands = [[list(c[1:]) for c in step] for step in recipe.steps]
+    return [repr((recipe.metadata, sorted(recipe.seeded), commands)).encode()]
 
 
 def _server(connection: Connection) -> list[bytes]:
@@ -150,25 +151,32 @@ def with_imports(root: Path, script: Path) -> set[Path]:
     a list.
     """
     found: set[Path] = set()
+    modules: set[tuple[str, ...]] = set()
     waiting = [script]
     while waiting:
         path = waiting.pop()
         if path in found:
             continue
         found.add(path)
-        package = path.relative_to(root).parts[:-1]
-        try:
-            tree = ast.parse(path.read_bytes())
-        except SyntaxError:  # which whoever runs it will explain
-            continue
-        for node in ast.walk(tree):
-            for module in _imported(node, package):
-                waiting += _module_files(root, module)
+        imported = {*_imports(path.read_bytes(), path.relative_to(root).parts[:-1])} - modules
+        modules |= imported
+        for module in imported:
+            waiting += _module_files(root, module)
     return found
 
 
+@functools.cache  # scripts share most of what they import, and parsing is slow
+def _imports(source: bytes, package: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The dotted names, split, of the modules that a file of a package may import."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:  # which whoever runs it will explain
+        return []
+    return [module for node in ast.walk(tree) for module in _imported(node, package)]
+
+
 def _imported(node: ast.AST, package: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """The dotted names, split, of the modules that a statement may import."""
+    """Those of one statement."""
     if isinstance(node, ast.Import):
         return [tuple(alias.name.split(".")) for alias in node.names]
     if isinstance(node, ast.ImportFrom):
@@ -180,12 +188,14 @@ def _imported(node: ast.AST, package: tuple[str, ...]) -> list[tuple[str, ...]]:
 
 def _module_files(root: Path, module: tuple[str, ...]) -> list[Path]:
     """The files of a module and of the packages around it, as far as they are the project's."""
-    stems = [
-        base.joinpath(*module[:length])
-        for base in (root, root / "src")
-        for length in range(1, len(module) + 1)
-    ]
-    candidates = [
-        path for stem in stems for path in (stem.with_suffix(".py"), stem / "__init__.py")
-    ]
-    return [path for path in candidates if path.is_file()]
+    found = []
+    for base in (root, root / "src"):
+        for length in range(1, len(module) + 1):
+            stem = base.joinpath(*module[:length])
+            paths = [
+                path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()
+            ]
+            if not paths and not stem.is_dir():
+                break
+            found += paths
+    return found

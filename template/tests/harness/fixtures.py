@@ -68,11 +68,11 @@ async def db_session(
     harness = _ready(enterprise_database_setup, request)
     if request.node.get_closest_marker("own_database"):
         harness.begin_reuse()
-        try:
-            async with harness.sessionmaker() as session:
+        async with harness.sessionmaker() as session:
+            try:
                 yield session
-        finally:
-            await harness.reused.finish()
+            finally:
+                await harness.reused.finish()
         return
     problems: list[str] = []
     harness.begin_rollback()

@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import IO, Any
@@ -32,6 +33,7 @@ from tests.harness.recipe import Recipe
 
 _KEEP = 3  # golden databases of this project, for the branches one switches between
 _KEEP_DAYS = 7  # of any project, on a server that many share
+_POLL = 0.005  # seconds between looks at the commands that run
 _OUTPUT = 4000  # characters of a failed command that are shown
 
 _NOT_BUILT = "The golden database was not built"
@@ -124,7 +126,7 @@ def _notes(database: Database) -> dict[str, Any]:
 def _wait_for_build_lock(
     connection: Connection, wanted: Fingerprint, recipe: Recipe, say: Say
 ) -> None:
-    patience = recipe.timeout * (len(recipe.commands) + 1)
+    patience = recipe.timeout * (len(recipe.steps) + 1)
     begun = time.monotonic()
     told = False
     while not databases.try_build_lock(connection, wanted.value):
@@ -182,12 +184,12 @@ def _build(
             for extension in recipe.extensions:
                 _create_extension(inside, extension)
         _create_all(environment, recipe, temporary)
-        for command in recipe.commands:
-            _run(environment, recipe, temporary, command)
+        for commands in recipe.steps:
+            _run(environment, recipe, temporary, commands)
         with databases.connect(environment, temporary) as inside:
             held = digest(inside)
             _check_seeded(recipe, held)
-            inside.execute("VACUUM (FREEZE, ANALYZE)")
+            databases.compact(inside)
         # The next session leaves a file from which others learn of the catalogs, and clones inherit
         # it: 3 ms less for the first connection to each of them.
         databases.connect(environment, temporary).close()
@@ -241,49 +243,77 @@ def _create_all(environment: Environment, recipe: Recipe, database: str) -> None
     tables.create_all(engine)
 
 
-def _run(environment: Environment, recipe: Recipe, database: str, command: Sequence[str]) -> None:
-    """Run a command of the recipe against a database, in an interpreter of its own.
+@dataclass(frozen=True)
+class _Running:
+    command: Sequence[str]
+    process: subprocess.Popen[bytes]
+    output: IO[bytes]
 
-    Its environment is this one's, so that what was set for the tests reaches it; a crash is its
-    own, too. Raises HarnessError with the command, its status and its output when it fails.
+
+def _run(
+    environment: Environment, recipe: Recipe, database: str, commands: Sequence[Sequence[str]]
+) -> None:
+    """Run a step of the recipe against a database: each of its commands in a process of its own.
+
+    Their environment is this one's, so that what was set for the tests reaches them; a crash is
+    their own, too. Raises HarnessError with the command, its status and its output when one fails.
     """
     variables = os.environ | {environment.variable: environment.url(database)}
-    with tempfile.TemporaryFile() as output:  # no pipe: a child that outlives it would keep it open
-        # Ends with us, whatever ends us, and with it its group, as our end of the pipe closes. It is
-        # there before the command, which joins the group before it holds no copy of that end.
-        with subprocess.Popen(
-            ["/bin/sh", "-c", "cat; kill -9 0"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            process_group=0,
-        ) as guardian:
-            try:
-                process = subprocess.Popen(
-                    list(command),
-                    cwd=ROOT,
-                    env=variables,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    process_group=guardian.pid,
-                )
-            except OSError as error:
-                raise HarnessError(
-                    f"{_NOT_BUILT}: a command can't be started.\n$ {shlex.join(command)}\n{error}"
-                ) from error
-            how = ""
-            try:
-                if status := process.wait(recipe.timeout):
-                    how = f"ended with status {status}"
-            except subprocess.TimeoutExpired:
-                how = f"did not end within {recipe.timeout:.0f} s"
-        process.wait()
-        if how:
+    running: list[_Running] = []
+    with ExitStack() as outputs:
+        try:
+            # Ends with us, whatever ends us, and with it its group, as our end of the pipe closes. It
+            # is there before the commands, which join the group before they hold no copy of that end.
+            with subprocess.Popen(
+                ["/bin/sh", "-c", "cat; kill -9 0"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                process_group=0,
+            ) as guardian:
+                for command in commands:
+                    # No pipe: a child that outlives the command would keep it open.
+                    output = outputs.enter_context(tempfile.TemporaryFile())
+                    try:
+                        process = subprocess.Popen(
+                            list(command),
+                            cwd=ROOT,
+                            env=variables,
+                            stdin=subprocess.DEVNULL,
+                            stdout=output,
+                            stderr=subprocess.STDOUT,
+                            process_group=guardian.pid,
+                        )
+                    except OSError as error:
+                        raise HarnessError(
+                            f"{_NOT_BUILT}: a command can't be started.\n$ {shlex.join(command)}\n{error}"
+                        ) from error
+                    running.append(_Running(command, process, output))
+                failed = _wait(running, recipe.timeout)
+        finally:
+            for one in running:
+                one.process.wait()
+        if failed:
+            one, how = failed
             raise HarnessError(
                 f"{_NOT_BUILT}: a command {how}. Nothing was published.\n"
-                f"$ {shlex.join(command)}\n{_end_of(output) or '(no output)'}"
+                f"$ {shlex.join(one.command)}\n{_end_of(one.output) or '(no output)'}"
             )
+
+
+def _wait(running: Sequence[_Running], timeout: float) -> tuple[_Running, str] | None:
+    """Wait until all have ended, or one has failed: which one, and how."""
+    deadline = time.monotonic() + timeout
+    while True:
+        waiting = [one for one in running if one.process.poll() is None]
+        for one in running:
+            if one.process.returncode:
+                return one, f"ended with status {one.process.returncode}"
+        if not waiting:
+            return None
+        if time.monotonic() > deadline:
+            return waiting[0], f"did not end within {timeout:.0f} s"
+        time.sleep(_POLL)
 
 
 def _end_of(output: IO[bytes]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -120,12 +121,16 @@ class Harness:
 
     def _prepare(self) -> None:
         from tests.harness import databases, guard
+        from tests.harness.fingerprint import metadata
         from tests.harness.reused import ReusedConnections
         from tests.harness.transaction import TestTransaction
         from tests.harness.worker import WorkerDatabase
 
         failure.recall(self.environment)
-        server = self._start_server()
+        with ThreadPoolExecutor(1) as pool:
+            starting = pool.submit(self._start_server)
+            metadata(self.recipe)  # imports the service, which takes as long
+        server = starting.result()
         self._connection = databases.connect(self.environment)
         if self.environment.external_url:
             guard.check_server(self._connection)
@@ -293,7 +298,11 @@ class Harness:
         ]
         with suppress(HarnessError), self._explained():  # the end of the test will tell
             assert self._connection is not None
-            lines += databases.describe_sessions(self._connection, self.environment.database)
+            lines += [
+                session.line
+                for session in databases.sessions(self._connection, self.environment.database)
+                if not session.ours
+            ]
         return "\n".join(lines)
 
     def before_call(self, *, spares: int) -> None:
@@ -313,12 +322,15 @@ class Harness:
         if not self._started or self._dirty:
             return []
         known, self._touched = self._touched, None
+        left: list[str] = []
         with self._explained():
-            if not (self.worker.touched() if known is None else known):
+            touched, empty = self.worker.touched() if known is None else (known, False)
+            if not touched:
                 return []
-            left = self.worker.settle()
+            if not empty:
+                left, empty = self.worker.settle()
             self._dirty = True
-            old = self.worker.replace(keep=failed)
+            old = self.worker.replace(keep=failed, empty=empty)
             self._dirty = False
         if failed:
             self.summary.kept.append(f"{name}\n    python -m tests.harness psql {old}")

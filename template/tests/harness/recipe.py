@@ -11,6 +11,13 @@ from typing import Any
 from tests.harness.errors import HarnessError
 
 
+@dataclass(frozen=True)
+class Together:
+    """Commands that run at the same time, see `together()`."""
+
+    commands: tuple[Sequence[str], ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How the golden database of this service is made, and what it depends on.
@@ -26,8 +33,9 @@ class Recipe:
         metadata: the `MetaData` for `create_all`, or None when `commands` make the schema, for
             example by `alembic upgrade head`.
         extensions: `CREATE EXTENSION IF NOT EXISTS`, in this order, before the schema.
-        commands: run one after the other when the schema is there: the seeder and its kin. Each
-            gets the environment with the database URL; a status other than 0 ends the run.
+        commands: run one after the other when the schema is there, those in `together()` at the
+            same time: the seeder and its kin. Each gets the environment with the database URL; a
+            status other than 0 ends the run.
         sources: files and folders, from the project's root, that decide what the golden database
             holds. A change in one of them rebuilds it; the models' DDL always counts.
         seeded: tables that must have rows when the commands are done.
@@ -38,10 +46,15 @@ class Recipe:
     session: str
     metadata: str | None
     extensions: Sequence[str] = ()
-    commands: Sequence[Sequence[str]] = ()
+    commands: Sequence[Sequence[str] | Together] = ()
     sources: Sequence[str] = ()
     seeded: Sequence[str] = ()
     timeout: float = 300
+
+    @property
+    def steps(self) -> list[Sequence[Sequence[str]]]:
+        """The commands, those that run at the same time as one step."""
+        return [c.commands if isinstance(c, Together) else (c,) for c in self.commands]
 
 
 def module(name: str, *arguments: str) -> list[str]:
@@ -52,6 +65,11 @@ def module(name: str, *arguments: str) -> list[str]:
 def script(path: str, *arguments: str) -> list[str]:
     """The command `python path …` with this interpreter."""
     return [sys.executable, path, *arguments]
+
+
+def together(*commands: Sequence[str]) -> Together:
+    """Commands that don't need each other's results, as one of a recipe's: they share the wait."""
+    return Together(commands)
 
 
 def resolve(name: str) -> Any:

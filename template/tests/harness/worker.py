@@ -11,7 +11,6 @@ sessions of each database.
 from __future__ import annotations
 
 import itertools
-import threading
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -61,11 +60,10 @@ class WorkerDatabase:
         self._oid = 0
         self._numbers = itertools.count(1)
         self._spares: deque[Future[str]] = deque()
-        # One thread makes databases, the other drops them: neither waits for the other.
-        self._makers = ThreadPoolExecutor(1, thread_name_prefix="tests.harness make")
-        self._droppers = ThreadPoolExecutor(1, thread_name_prefix="tests.harness drop")
-        self._threads = threading.local()
-        self._background_connections: list[Connection] = []
+        # One thread makes and drops: with two, the server has more to do at a time than a machine
+        # with two cores does beside a test.
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="tests.harness databases")
+        self._background_connection: Connection | None = None
 
     def open(self) -> None:
         """Make the database and verify it.
@@ -126,37 +124,50 @@ class WorkerDatabase:
     def prefetch(self, spares: int = 1) -> None:
         """Begin to make spare clones, up to so many in all."""
         while len(self._spares) < spares:
-            self._spares.append(self._makers.submit(self._make_spare))
+            self._spares.append(self._background.submit(self._make_spare))
 
-    def touched(self) -> bool:
-        """Whether anybody but the harness connected since the database was new, or took it away."""
+    def touched(self) -> tuple[bool, bool]:
+        """Whether anybody but the harness connected since the database was new, or took it away.
+
+        And whether it is empty of sessions now.
+        """
         row = self._connection.execute(
-            f"SELECT {self.new_sessions} FROM pg_database WHERE oid = %s AND datname = %s",
-            (self._oid, self.name),
+            f"""
+            SELECT {self.new_sessions},
+                   NOT EXISTS (SELECT FROM pg_stat_get_activity(NULL) WHERE datid = %(oid)s AND usesysid IS NOT NULL)
+            FROM pg_database WHERE oid = %(oid)s AND datname = %(name)s
+            """,
+            {"oid": self._oid, "name": self.name},
         ).fetchone()
-        return row != (0,)
+        return row is None or row[0] != 0, row is not None and row[1]
 
     @property
     def new_sessions(self) -> str:
         """SQL for the number of sessions, not the harness's, since the database was new."""
         return f"pg_stat_get_db_sessions({self._oid}) - {self._sessions + self.own_sessions}"
 
-    def settle(self) -> list[str]:
-        """What a test left open, after a moment to leave: a line each."""
-        deadline = time.monotonic() + _GRACE
-        while left := databases.describe_sessions(self._connection, self.name):
-            if time.monotonic() > deadline:
-                self.statistics.leaks += len(left)
-                more = [f"  … and {len(left) - _SHOWN} more"] if len(left) > _SHOWN else []
-                return left[:_SHOWN] + more
-            time.sleep(0.001)
-        return []
+    def settle(self) -> tuple[list[str], bool]:
+        """What a test left open, after a moment to leave: a line each.
 
-    def replace(self, *, keep: bool = False) -> str:
+        And whether the database is empty of sessions now.
+        """
+        deadline = time.monotonic() + _GRACE
+        while True:
+            sessions = databases.sessions(self._connection, self.name)
+            left = [session.line for session in sessions if not session.ours]
+            if not left or time.monotonic() > deadline:
+                break
+            time.sleep(0.001)
+        self.statistics.leaks += len(left)
+        more = [f"  … and {len(left) - _SHOWN} more"] if len(left) > _SHOWN else []
+        return left[:_SHOWN] + more, not sessions
+
+    def replace(self, *, keep: bool = False, empty: bool = False) -> str:
         """Put a fresh clone in the database's place.
 
         Args:
             keep: leave the old one for the user, instead of dropping it.
+            empty: it had no sessions a moment ago.
 
         Returns:
             The old database's new name.
@@ -166,22 +177,22 @@ class WorkerDatabase:
         spare = self._spares.popleft()
         old = f"app_{'k' if keep else 'd'}_{self._environment.run}_{self._environment.worker}_{next(self._numbers)}"
         try:
-            self._swap(old, spare)
+            self._swap(old, spare, empty)
         except HarnessError:
             if not spare.exception():
                 self._spares.appendleft(spare)
             raise
         if not keep:
-            self._droppers.submit(self._drop_in_background, old)
+            self._background.submit(self._drop_in_background, old)
         self.generation += 1
-        self.watch()
         self.statistics.replaced += 1
         self.statistics.seconds += time.perf_counter() - begun
         return old
 
-    def _swap(self, old: str, spare: Future[str]) -> None:
-        # First: what a test left may be all the connections there are, and a spare needs one.
-        databases.disconnect(self._connection, self.name)
+    def _swap(self, old: str, spare: Future[str], empty: bool) -> None:
+        if not empty:
+            # First: what a test left may be all the connections there are, and a spare needs one.
+            databases.disconnect(self._connection, self.name)
         rename = sql.SQL("ALTER DATABASE {} RENAME TO {}")
         aside = rename.format(sql.Identifier(self.name), sql.Identifier(old))
         waits = not spare.done()
@@ -190,17 +201,16 @@ class WorkerDatabase:
             if waits or attempt:  # something may have reconnected
                 databases.disconnect(self._connection, self.name)
             try:
-                with self._connection.transaction():
-                    self._connection.execute(sql.SQL("{}; {}").format(aside, into))
+                self._watch_after(aside, into)  # both, or neither
                 return
             except psycopg.errors.ObjectInUse:
                 continue
             except psycopg.errors.InvalidCatalogName:  # dropped by the test
-                self._connection.execute(into)
+                self._watch_after(into)
                 return
         raise HarnessError(
             f"{self.name} can't be replaced, because something connects to it again and again:\n"
-            + "\n".join(databases.describe_sessions(self._connection, self.name, ours=True))
+            + "\n".join(s.line for s in databases.sessions(self._connection, self.name))
         )
 
     def close(self) -> None:
@@ -209,10 +219,9 @@ class WorkerDatabase:
         Raises:
             HarnessError: somebody else is connected and can't be disconnected; names them.
         """
-        for threads in (self._makers, self._droppers):
-            threads.shutdown(wait=True)  # what they could not do is done below, or fails again
-        for connection in self._background_connections:
-            connection.close()
+        self._background.shutdown(wait=True)  # what it could not do is done below, or fails again
+        if self._background_connection is not None:
+            self._background_connection.close()
         mine = [
             d
             for d in databases.ours(self._connection)
@@ -228,10 +237,19 @@ class WorkerDatabase:
 
     def watch(self) -> None:
         """Take the count of sessions of a fresh database."""
-        row = self._connection.execute(
-            "SELECT oid, pg_stat_get_db_sessions(oid) FROM pg_database WHERE datname = %s",
-            (self.name,),
-        ).fetchone()
+        self._watch_after()
+
+    def _watch_after(self, *statements: sql.Composable) -> None:
+        """The same after statements that make it: in one round trip and, implicitly, one transaction."""
+        count = sql.SQL(
+            "SELECT oid, pg_stat_get_db_sessions(oid) FROM pg_database WHERE datname = {}"
+        )
+        cursor = self._connection.execute(
+            sql.SQL("; ").join([*statements, count.format(sql.Literal(self.name))])
+        )
+        while cursor.nextset():
+            pass
+        row = cursor.fetchone()
         assert row is not None
         self._oid, self._sessions = row
         self.own_sessions = 0
@@ -242,11 +260,9 @@ class WorkerDatabase:
         )
 
     def _in_background(self) -> Connection:
-        if not hasattr(self._threads, "connection"):
-            self._threads.connection = databases.connect(self._environment)
-            self._background_connections.append(self._threads.connection)
-        connection: Connection = self._threads.connection
-        return connection
+        if self._background_connection is None:
+            self._background_connection = databases.connect(self._environment)
+        return self._background_connection
 
     def _make_spare(self) -> str:
         name = f"app_s_{self._suffix}_{next(self._numbers)}"
