@@ -14,6 +14,7 @@ itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code,
     golden        the golden database: found, or built and published
     worker        the clone that a worker's tests see, replaced when dirty
     transaction   the rollback of a test (lent: the connection that the service gets)
+    reused        connections of a test with real commits, until it ends
     tasks         asyncio tasks that a test left behind
     harness       the above, put together for one process
     fixtures      what tests ask for
