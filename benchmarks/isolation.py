@@ -126,9 +126,10 @@ def say(line: str) -> None:
 
 
 def pytest_of(project: Project, *arguments: str) -> list[str | Path]:
-    """A command that runs pytest and prints little."""
-    quiet = ["-q", "-p", "no:randomly", "-p", "no:cacheprovider", "-p", "no:langsmith_plugin"]
-    return [project.python, "-m", "pytest", *quiet, *arguments]
+    """A command that runs pytest, with what the service does without left out, and prints little."""
+    without = ("randomly", "cacheprovider", "langsmith_plugin", "valkey")
+    options = ["-q", *(word for plugin in without for word in ("-p", f"no:{plugin}"))]
+    return [project.python, "-m", "pytest", *options, *arguments]
 
 
 def contender(project: Project, name: str, label: str) -> Contender:
