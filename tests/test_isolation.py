@@ -11,7 +11,6 @@ import pytest
 from tests.conftest import Render
 from tests.support.embedded import remove_clusters
 from tests.support.project import Project
-from tests.support.releases import append
 
 HOSTILE = Path(__file__).with_name("hostile") / "test_hostile.py.txt"
 
@@ -22,16 +21,6 @@ WITNESSES = 45
 SEEDS = [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 11))]
 
 
-# Each worker ends with a witness: the event loop that goes with the last test takes the tasks that
-# were left to it along, before anybody could report them.
-WITNESSES_LAST = """
-
-def pytest_collection_modifyitems(items):
-    last = [item for item in items if "test_witness" in item.name][:8]
-    items[:] = [item for item in items if item not in last] + last
-"""
-
-
 @pytest.fixture(scope="module")
 def hostile(rendered: Render, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """A service without its own tests, but with hostile ones."""
@@ -40,7 +29,6 @@ def hostile(rendered: Render, tmp_path_factory: pytest.TempPathFactory) -> Itera
     for examples in ("unit", "integration", "workflow"):
         shutil.rmtree(project.path / "tests" / examples)
     shutil.copy(HOSTILE, project.path / "tests" / "test_hostile.py")
-    append(project.path / "tests" / "conftest.py", WITNESSES_LAST)
     yield project
     remove_clusters(folder)
 
@@ -53,3 +41,10 @@ def test_witnesses_see_no_pollution(hostile: Project, seed: int, workers: list[s
     lines = [line for line in outcome.output.splitlines() if "test_witness" in line]
     assert sum("PASSED" in line for line in lines) == WITNESSES
     assert "the tests' database is not as the golden one" not in outcome.output
+
+
+def test_task_of_the_last_test_is_reported(hostile: Project) -> None:
+    """Though the event loop goes with that test, and cancels what still runs."""
+    test = "tests/test_hostile.py::test_leaks_a_task_from_a_rollback"
+    outcome = hostile.pytest("--no-cov", test, status=1, passed=1, error=1)
+    assert "later at" in outcome.output, "which task, and where it is"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Generator
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -221,8 +222,13 @@ class _HeaderPrinter:
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
-def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+def pytest_runtest_teardown(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, object, object]:
     """After the test's own fixtures: whatever it left goes."""
+    if item.parent is not None and (nextitem is None or item.parent not in nextitem.listchain()):
+        # Fixtures of the module and the session go as well, an event loop perhaps among them.
+        item.parent.addfinalizer(functools.partial(tasks.note, item))
     try:
         result = yield
     finally:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 _LEFT = pytest.StashKey["set[asyncio.Task[Any]]"]()
+_RUNNING = pytest.StashKey["dict[asyncio.Task[Any], str]"]()
 
 
 def watch(item: pytest.Item) -> None:
@@ -32,16 +33,25 @@ def _watched(item: pytest.Item, test: Callable[..., Awaitable[Any]]) -> Callable
     return watched
 
 
+def note(item: pytest.Item) -> None:
+    """After the test's own fixtures: find what still runs, before an event loop that ends ends it."""
+    item.stash[_RUNNING] = {
+        task: _describe(task)
+        for task in item.stash.get(_LEFT, ())
+        # One that is being cancelled ends as soon as its loop runs again.
+        if not task.done() and not task.cancelling()
+    }
+
+
 def left(item: pytest.Item) -> list[str]:
     """After the test and its fixtures: cancel what still runs. Returns a line for each task."""
-    tasks = item.stash.get(_LEFT, set())
-    # One that is being cancelled ends as soon as its loop runs again.
-    running = [task for task in tasks if not task.done() and not task.cancelling()]
-    lines = sorted(map(_describe, running))
+    if _RUNNING not in item.stash:
+        note(item)
+    running = item.stash[_RUNNING]
     for task in running:
         if not task.get_loop().is_closed():
             task.cancel()
-    return lines
+    return sorted(running.values())
 
 
 def _describe(task: asyncio.Task[Any]) -> str:
