@@ -249,6 +249,26 @@ async def test_passes(db_session):
     assert await db_session.scalar(text("SELECT count(*) FROM customers")) == 5
 """
 
+ANYIO = """\
+import pytest
+from sqlalchemy import text
+
+
+@pytest.mark.anyio
+async def test_first(db_session):
+    await db_session.execute(text("SELECT 1"))
+
+
+@pytest.mark.asyncio
+async def test_passes(db_session):
+    await db_session.execute(text("SELECT 1"))
+
+
+@pytest.mark.anyio
+async def test_last(db_session):
+    await db_session.execute(text("SELECT 1"))
+"""
+
 DEFERRED = (
     "import psycopg\n"
     "with psycopg.connect(os.environ['DATABASE_URL'].replace('+asyncpg', '')) as connection:\n"
@@ -315,6 +335,15 @@ def test_broken_rules(workers: list[str], small: Small, complete: Any) -> None:
     for name, wanted in SAYS.items():
         for words in wanted:
             assert words in found[name], f"{name} is not told {words!r}, but:\n{found[name]}"
+
+
+def test_anyio_first_and_last(small: Small) -> None:
+    """It would run the session's fixtures on a loop that ends with the test."""
+    found = results(small, ANYIO)
+    assert found.keys() == {"first", "last"}
+    assert all(OWN_LOOP in said for said in found.values())
+    assert results(small, ANYIO, "-o", "asyncio_mode=strict") == {}
+    small.harness("clean")
 
 
 @pytest.mark.slow

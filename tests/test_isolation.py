@@ -15,7 +15,7 @@ from tests.support.project import Project
 HOSTILE = Path(__file__).with_name("hostile") / "test_hostile.py.txt"
 
 # What the hostile tests do shows as failures and errors of theirs; a witness never fails.
-PASSED, FAILED, ERRORS = 115, 3, 15
+PASSED, FAILED, ERRORS = 117, 3, 15
 WITNESSES = 45
 
 SEEDS = [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 11))]
@@ -41,6 +41,18 @@ def test_witnesses_see_no_pollution(hostile: Project, seed: int, workers: list[s
     lines = [line for line in outcome.output.splitlines() if "test_witness" in line]
     assert sum("PASSED" in line for line in lines) == WITNESSES
     assert "the tests' database is not as the golden one" not in outcome.output
+
+
+def test_prepared_statements_stay_in_their_test(hostile: Project) -> None:
+    """Those of its own, and those that it takes from the connection."""
+    file = "tests/test_hostile.py::"
+    commands = ["PREPARE hostile AS SELECT 1", "PREPARE hostile AS SELECT 2", "DEALLOCATE ALL"]
+    tests = [
+        f"{file}test_witness_in_a_rollback[0]",
+        *(f"{file}test_session_state_in_a_rollback[{command}]" for command in commands),
+        f"{file}test_witness_in_a_rollback[1]",
+    ]
+    hostile.pytest("--no-cov", "-p", "no:randomly", *tests, passed=len(tests))
 
 
 def test_task_of_the_last_test_is_reported(hostile: Project) -> None:

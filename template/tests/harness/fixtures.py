@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
@@ -47,18 +48,23 @@ def _ready(harness: Harness | None, request: pytest.FixtureRequest) -> Harness:
 
 
 @pytest_asyncio.fixture(scope="session")
-async def _kept_connection(enterprise_database_setup: Harness | None) -> AsyncIterator[None]:
-    """Closes the connection that rollback tests share, before the session's event loop is."""
-    yield
+def _kept_connection(enterprise_database_setup: Harness | None) -> Any:
+    """The event loop of the connection that rollback tests share, which is closed before the loop is.
+
+    No coroutine: in a test marked `anyio`, anyio would run it, on a loop that ends with that test.
+    pytest-asyncio sets its loop for any fixture, but types them as coroutines.
+    """
+    loop = asyncio.get_event_loop()
+    yield loop
     if enterprise_database_setup is not None:
-        await enterprise_database_setup.transaction.close()
+        loop.run_until_complete(enterprise_database_setup.transaction.close())
 
 
 @pytest_asyncio.fixture
 async def db_session(
     request: pytest.FixtureRequest,
     enterprise_database_setup: Harness | None,
-    _kept_connection: None,
+    _kept_connection: asyncio.AbstractEventLoop,
 ) -> AsyncIterator[AsyncSession]:
     """A session of the service, in a transaction that is rolled back at the end of the test.
 
@@ -83,6 +89,8 @@ async def db_session(
                 problems += await harness.transaction.check_deferred()
     finally:
         problems += await harness.end_rollback()
+        if asyncio.get_running_loop() is not _kept_connection:  # one of anyio's, which ends
+            await harness.transaction.close()
     if problems:
         pytest.fail("\n\n".join(problems), pytrace=False)
 

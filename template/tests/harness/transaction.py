@@ -38,6 +38,7 @@ _DEFINES = re.compile(
     r"\s*(?:/\*.*?\*/\s*)*(?:alter|create|drop|do|call|comment|grant|revoke|import|reindex|security)\b",
     re.IGNORECASE | re.DOTALL,
 )
+_FORGETS = re.compile(r"\b(?:prepare|deallocate|discard)\b", re.IGNORECASE)
 _READS = re.compile(
     r"\s*(?:/\*.*?\*/\s*)*(?:select|with|values|show|savepoint|release)\b",
     re.IGNORECASE | re.DOTALL,
@@ -297,6 +298,9 @@ class TestTransaction:
         frame.wrote = frame.wrote or writes
         if _DEFINES.match(query):
             self._stale = True  # what is prepared may not fit the schema when it is back
+        if _FORGETS.search(query):
+            self._stale = True  # no rollback brings back or takes away what is prepared
+            self.prepared.clear()
         async with self._statement:
             if self._pending.startswith("ROLLBACK"):
                 pending, self._pending = self._pending, ""
