@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -121,16 +120,12 @@ class Harness:
 
     def _prepare(self) -> None:
         from tests.harness import databases, guard
-        from tests.harness.fingerprint import metadata
         from tests.harness.reused import ReusedConnections
         from tests.harness.transaction import TestTransaction
         from tests.harness.worker import WorkerDatabase
 
         failure.recall(self.environment)
-        with ThreadPoolExecutor(1) as pool:
-            starting = pool.submit(self._start_server)
-            metadata(self.recipe)  # imports the service, which takes as long
-        server = starting.result()
+        server = self._start_server()
         self._connection = databases.connect(self.environment)
         if self.environment.external_url:
             guard.check_server(self._connection)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Generator
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -226,9 +225,7 @@ def pytest_runtest_teardown(
     item: pytest.Item, nextitem: pytest.Item | None
 ) -> Generator[None, object, object]:
     """After the test's own fixtures: whatever it left goes."""
-    if item.parent is not None and (nextitem is None or item.parent not in nextitem.listchain()):
-        # Fixtures of the module and the session go as well, an event loop perhaps among them.
-        item.parent.addfinalizer(functools.partial(tasks.note, item))
+    tasks.watch_teardown(item, nextitem)
     try:
         result = yield
     finally:

@@ -33,8 +33,19 @@ def _watched(item: pytest.Item, test: Callable[..., Awaitable[Any]]) -> Callable
     return watched
 
 
-def note(item: pytest.Item) -> None:
-    """After the test's own fixtures: find what still runs, before an event loop that ends ends it."""
+def watch_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Before a test is torn down: look between its own fixtures and those of the module and session.
+
+    An event loop may go with the latter, and what still runs with it.
+    """
+    parent = item.parent
+    if parent is None or not item.stash.get(_LEFT, None):
+        return
+    if nextitem is None or parent not in nextitem.listchain():
+        parent.addfinalizer(functools.partial(_note, item))
+
+
+def _note(item: pytest.Item) -> None:
     item.stash[_RUNNING] = {
         task: _describe(task)
         for task in item.stash.get(_LEFT, ())
@@ -46,7 +57,7 @@ def note(item: pytest.Item) -> None:
 def left(item: pytest.Item) -> list[str]:
     """After the test and its fixtures: cancel what still runs. Returns a line for each task."""
     if _RUNNING not in item.stash:
-        note(item)
+        _note(item)
     running = item.stash[_RUNNING]
     for task in running:
         if not task.get_loop().is_closed():
