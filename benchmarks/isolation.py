@@ -126,7 +126,7 @@ def say(line: str) -> None:
 
 
 def pytest_of(project: Project, *arguments: str) -> list[str | Path]:
-    """A command that runs pytest quietly, without the plugins that the service leaves out."""
+    """A command that runs pytest quietly, without plugins that not all contenders would load."""
     without = ("randomly", "cacheprovider", "langsmith_plugin", "valkey")
     options = ["-q", *(word for plugin in without for word in ("-p", f"no:{plugin}"))]
     return [project.python, "-m", "pytest", *options, *arguments]

@@ -271,34 +271,30 @@ def disconnect(connection: Connection, name: str, timeout: float = 5) -> None:
 
 
 def _occupied(connection: Connection, name: str) -> str:
-    who = "\n".join(session.line for session in sessions(connection, name))
+    who = "\n".join(describe_sessions(connection, name, ours=True))
     return f"{name} is to be dropped, renamed or cloned, but these sessions of it can't be ended. Close them:\n{who}"
 
 
-@dataclass(frozen=True)
-class Session:
-    """Somebody who is connected: in a line, process, program, state and last query."""
+def describe_sessions(connection: Connection, database: str, *, ours: bool = False) -> list[str]:
+    """Who is connected to a database, a line each: process, program, state and last query.
 
-    line: str
-    ours: bool
-    """Whether it is one of the harness's own."""
-
-
-def sessions(connection: Connection, database: str) -> list[Session]:
-    """Who is connected to the database of this name."""
+    Args:
+        connection: to any database of the server.
+        database: its name.
+        ours: the harness's own sessions, too.
+    """
     rows = connection.execute(
         """
         SELECT format('  process %%s, %%s, %%s: %%s', pid, coalesce(nullif(application_name, ''), 'unnamed'),
                       coalesce(state, backend_type, 'of ' || usename),
-                      left(regexp_replace(query, '\\s+', ' ', 'g'), 200)),
-               starts_with(application_name, %s)
+                      left(regexp_replace(query, '\\s+', ' ', 'g'), 200))
         FROM pg_stat_activity
-        WHERE datname = %s AND usesysid IS NOT NULL
+        WHERE datname = %s AND usesysid IS NOT NULL AND (%s OR NOT starts_with(application_name, %s))
         ORDER BY pid
         """,
-        (APPLICATION, database),
-    )
-    return [Session(*row) for row in rows]
+        (database, ours, APPLICATION),
+    ).fetchall()
+    return [row[0] for row in rows]
 
 
 def compact(connection: Connection) -> None:

@@ -14,8 +14,8 @@ import shlex
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import IO, Any
@@ -259,46 +259,55 @@ def _run(
     their own, too. Raises HarnessError with the command, its status and its output when one fails.
     """
     variables = os.environ | {environment.variable: environment.url(database)}
-    running: list[_Running] = []
-    with ExitStack() as outputs:
-        try:
-            # Ends with us, whatever ends us, and with it its group, as our end of the pipe closes. It
-            # is there before the commands, which join the group before they hold no copy of that end.
-            with subprocess.Popen(
-                ["/bin/sh", "-c", "cat; kill -9 0"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                process_group=0,
-            ) as guardian:
-                for command in commands:
-                    # No pipe: a child that outlives the command would keep it open.
-                    output = outputs.enter_context(tempfile.TemporaryFile())
-                    try:
-                        process = subprocess.Popen(
-                            list(command),
-                            cwd=ROOT,
-                            env=variables,
-                            stdin=subprocess.DEVNULL,
-                            stdout=output,
-                            stderr=subprocess.STDOUT,
-                            process_group=guardian.pid,
-                        )
-                    except OSError as error:
-                        raise HarnessError(
-                            f"{_NOT_BUILT}: a command can't be started.\n$ {shlex.join(command)}\n{error}"
-                        ) from error
-                    running.append(_Running(command, process, output))
-                failed = _wait(running, recipe.timeout)
-        finally:
-            for one in running:
-                one.process.wait()
+    with ExitStack() as stack:
+        with _group() as group:
+            running = [stack.enter_context(_started(c, variables, group)) for c in commands]
+            failed = _wait(running, recipe.timeout)
         if failed:
             one, how = failed
             raise HarnessError(
                 f"{_NOT_BUILT}: a command {how}. Nothing was published.\n"
                 f"$ {shlex.join(one.command)}\n{_end_of(one.output) or '(no output)'}"
             )
+
+
+@contextmanager
+def _group() -> Iterator[int]:
+    """The number of a process group that ends with this block, or with us, whatever ends us."""
+    # Its first process waits for our end of a pipe to close. It is there before the commands, which
+    # join the group before they hold no copy of that end.
+    with subprocess.Popen(
+        ["/bin/sh", "-c", "cat; kill -9 0"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        process_group=0,
+    ) as guardian:
+        yield guardian.pid
+
+
+@contextmanager
+def _started(command: Sequence[str], variables: dict[str, str], group: int) -> Iterator[_Running]:
+    """A command that was started in a process group, and at the end of this block has ended."""
+    with tempfile.TemporaryFile() as output:  # no pipe: a child that outlives it would keep it open
+        try:
+            process = subprocess.Popen(
+                list(command),
+                cwd=ROOT,
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                process_group=group,
+            )
+        except OSError as error:
+            raise HarnessError(
+                f"{_NOT_BUILT}: a command can't be started.\n$ {shlex.join(command)}\n{error}"
+            ) from error
+        try:
+            yield _Running(command, process, output)
+        finally:
+            process.wait()
 
 
 def _wait(running: Sequence[_Running], timeout: float) -> tuple[_Running, str] | None:

@@ -293,11 +293,7 @@ class Harness:
         ]
         with suppress(HarnessError), self._explained():  # the end of the test will tell
             assert self._connection is not None
-            lines += [
-                session.line
-                for session in databases.sessions(self._connection, self.environment.database)
-                if not session.ours
-            ]
+            lines += databases.describe_sessions(self._connection, self.environment.database)
         return "\n".join(lines)
 
     def before_call(self, *, spares: int) -> None:
@@ -317,13 +313,11 @@ class Harness:
         if not self._started or self._dirty:
             return []
         known, self._touched = self._touched, None
-        left: list[str] = []
         with self._explained():
             touched, empty = self.worker.touched() if known is None else (known, False)
             if not touched:
                 return []
-            if not empty:
-                left, empty = self.worker.settle()
+            left = [] if empty else self.worker.settle()
             self._dirty = True
             old = self.worker.replace(keep=failed, empty=empty)
             self._dirty = False

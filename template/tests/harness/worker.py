@@ -131,6 +131,7 @@ class WorkerDatabase:
 
         And whether it is empty of sessions now.
         """
+        # The function, not the view of it: to plan that takes longer than to answer.
         row = self._connection.execute(
             f"""
             SELECT {self.new_sessions},
@@ -146,21 +147,16 @@ class WorkerDatabase:
         """SQL for the number of sessions, not the harness's, since the database was new."""
         return f"pg_stat_get_db_sessions({self._oid}) - {self._sessions + self.own_sessions}"
 
-    def settle(self) -> tuple[list[str], bool]:
-        """What a test left open, after a moment to leave: a line each.
-
-        And whether the database is empty of sessions now.
-        """
+    def settle(self) -> list[str]:
+        """What a test left open, after a moment to leave: a line each."""
         deadline = time.monotonic() + _GRACE
-        while True:
-            sessions = databases.sessions(self._connection, self.name)
-            left = [session.line for session in sessions if not session.ours]
-            if not left or time.monotonic() > deadline:
-                break
+        while left := databases.describe_sessions(self._connection, self.name):
+            if time.monotonic() > deadline:
+                self.statistics.leaks += len(left)
+                more = [f"  … and {len(left) - _SHOWN} more"] if len(left) > _SHOWN else []
+                return left[:_SHOWN] + more
             time.sleep(0.001)
-        self.statistics.leaks += len(left)
-        more = [f"  … and {len(left) - _SHOWN} more"] if len(left) > _SHOWN else []
-        return left[:_SHOWN] + more, not sessions
+        return []
 
     def replace(self, *, keep: bool = False, empty: bool = False) -> str:
         """Put a fresh clone in the database's place.
@@ -201,16 +197,16 @@ class WorkerDatabase:
             if waits or attempt:  # something may have reconnected
                 databases.disconnect(self._connection, self.name)
             try:
-                self._watch_after(aside, into)  # both, or neither
+                self.watch(aside, into)  # both, or neither
                 return
             except psycopg.errors.ObjectInUse:
                 continue
             except psycopg.errors.InvalidCatalogName:  # dropped by the test
-                self._watch_after(into)
+                self.watch(into)
                 return
         raise HarnessError(
             f"{self.name} can't be replaced, because something connects to it again and again:\n"
-            + "\n".join(s.line for s in databases.sessions(self._connection, self.name))
+            + "\n".join(databases.describe_sessions(self._connection, self.name, ours=True))
         )
 
     def close(self) -> None:
@@ -235,12 +231,12 @@ class WorkerDatabase:
     def _suffix(self) -> str:
         return f"{self._environment.run}_{self._environment.worker}"
 
-    def watch(self) -> None:
-        """Take the count of sessions of a fresh database."""
-        self._watch_after()
+    def watch(self, *statements: sql.Composable) -> None:
+        """Take the count of sessions of a fresh database.
 
-    def _watch_after(self, *statements: sql.Composable) -> None:
-        """The same after statements that make it: in one round trip and, implicitly, one transaction."""
+        Args:
+            statements: run before, in the same round trip and, implicitly, transaction.
+        """
         count = sql.SQL(
             "SELECT oid, pg_stat_get_db_sessions(oid) FROM pg_database WHERE datname = {}"
         )
