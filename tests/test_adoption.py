@@ -89,7 +89,7 @@ def test_adopted_service(adopted: tuple[Service, Project], monkeypatch: pytest.M
     touched = {name for name in now.keys() | before if now.get(name) != before.get(name)}
     others = {name for name in touched if not name.startswith("tests/harness/")}
     assert others == {ANSWERS_FILE, "docs/testing.md"}
-    assert b"of the future" in now["tests/harness/golden.py"]
+    assert b"of the future" in now["tests/harness/golden/build.py"]
     commit(project.path, f"Update to {FUTURE}")
     assert "the harness changed" in project.pytest("-v", passed=service.passed).golden()[1]
 
@@ -112,7 +112,7 @@ def test_what_is_not_filled_in_is_explained(
 def test_imports_below_src_count(rendered: Render) -> None:
     """What a seeder imports decides what it stores, in that layout as well."""
     code = (
-        "import pathlib, sys; from tests.harness.fingerprint import with_imports\n"
+        "import pathlib, sys; from tests.harness.golden.fingerprint import with_imports\n"
         "root = pathlib.Path(sys.argv[1])\n"
         "for path in with_imports(root, root / 'src/ledger/transfers.py'): print(path.name)"
     )

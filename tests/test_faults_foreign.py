@@ -20,7 +20,7 @@ from tests.variants import ALL_OFF
 
 pytestmark = linux_only
 
-MARK = 1_070_777  # our connection limit, see tests/harness/databases.py
+MARK = 1_070_777  # our connection limit, see tests/harness/golden/databases.py
 NOTES = '{"fingerprint": "0123456789abcdef", "project": "/", "built": "2000-01-01T00:00:00"}'
 
 LONG = "app_w_0badcafe_".ljust(63, "m")

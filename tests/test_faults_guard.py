@@ -30,8 +30,9 @@ JUDGE = """\
 import json, os, sys
 
 before = dict(os.environ)
-from tests.harness import environment, guard
+from tests.harness import environment
 from tests.harness.errors import HarnessError
+from tests.harness.servers import guard
 
 settings = open("pyproject.toml").read()
 for case in json.load(sys.stdin):

@@ -121,7 +121,7 @@ def test_untouched_project_becomes_a_fresh_one(
         others = {name for name in now.keys() | expected if not is_users(name)}
         differ = [name for name in others if now.get(name) != expected.get(name)]
         assert differ == [], f"from {start}"
-        assert b"of the future" in now["tests/harness/golden.py"]
+        assert b"of the future" in now["tests/harness/golden/build.py"]
 
 
 # What a project of ours has besides, in files of its own and at the end of files that are there.
@@ -367,7 +367,7 @@ def test_interrupted_update_is_repeated(scaffold: Scaffold, tmp_path: Path) -> N
     assert not unmerged(project)
     assert "our formatter" in makefile.read_text()
     assert {name: text for name, text in files(project.path).items() if is_users(name)} == before
-    assert b"of the future" in files(project.path)["tests/harness/golden.py"]
+    assert b"of the future" in files(project.path)["tests/harness/golden/build.py"]
 
 
 @pytest.mark.slow
@@ -386,11 +386,11 @@ def test_edited_harness_is_noticed(scaffold: Scaffold) -> None:
     project = scaffold(PRESENT, **ALL_OFF)
     test = ["--no-cov", "tests/unit/test_pagination.py"]
     assert "tests/harness" not in project.tool("pytest", *test).output.partition("collected")[0]
-    append(project.path / "tests/harness/golden.py", "# Ours.\n")
+    append(project.path / "tests/harness/golden/build.py", "# Ours.\n")
     (project.path / "tests/harness/ours.py").write_text("")
     (project.path / "tests/harness/.golden.py.swp").write_text("")  # an editor's
     said = project.tool("pytest", *test).output
-    assert "tests/harness: golden.py, ours.py edited here" in said
+    assert "tests/harness: golden/build.py, ours.py edited here" in said
     assert "tests/conftest.py" in said
 
 

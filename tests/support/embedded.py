@@ -18,7 +18,9 @@ from tests.support.project import Project
 _EXECUTE = """\
 import json, sys
 import tests
-from tests.harness import databases, environment, server
+from tests.harness import environment
+from tests.harness.golden import databases
+from tests.harness.servers import postgres as server
 
 embedded = server.EmbeddedServer(environment.current.home)
 embedded.start()
@@ -78,7 +80,9 @@ import json, os, signal, sys, time
 from pathlib import Path
 import psycopg
 import tests
-from tests.harness import databases, environment, server, valkey
+from tests.harness import environment
+from tests.harness.golden import databases
+from tests.harness.servers import postgres as server, valkey
 
 current = environment.current
 postgres, redis = server.EmbeddedServer(current.home), valkey.EmbeddedRedis(current)

@@ -53,7 +53,7 @@ class Redis:
 @contextmanager
 def running(project: Project) -> Iterator[Redis]:
     """Run a new, empty server: the program that the project's harness embeds."""
-    code = "import tests; from tests.harness import valkey; print(valkey._binary())"
+    code = "import tests; from tests.harness.servers import valkey; print(valkey._binary())"
     program = project.run(project.python, "-c", code).output.strip()
     port = free_port()
     process = subprocess.Popen(

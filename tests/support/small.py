@@ -93,8 +93,10 @@ _CONSOLE = """\
 import json, os, sys
 import psycopg
 import tests
-from tests.harness import databases, environment, server
-from tests.harness.digest import digest
+from tests.harness import environment
+from tests.harness.golden import databases
+from tests.harness.golden.digest import digest
+from tests.harness.servers import postgres as server
 
 current = environment.current
 kept = {}

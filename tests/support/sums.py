@@ -12,7 +12,7 @@ HARNESS = Path("template") / "tests" / "harness"
 
 def write_sums(root: Path) -> None:
     """Hash the harness's files in a checkout of the template, as their own code does."""
-    integrity = runpy.run_path(str(root / HARNESS / "integrity.py"))
+    integrity = runpy.run_path(str(root / HARNESS / "checks" / "integrity.py"))
     lines = [f"{sum_}  {name}\n" for name, sum_ in integrity["sums"](root / HARNESS).items()]
     (root / HARNESS / integrity["SUMS"]).write_text("".join(lines), encoding="ascii")
 

@@ -27,6 +27,6 @@ itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code,
 
 from __future__ import annotations
 
-from tests.harness.recipe import Recipe, module, script, together
+from .recipe import Recipe, module, script, together
 
 __all__ = ["Recipe", "module", "script", "together"]

@@ -14,9 +14,12 @@ from pathlib import Path
 
 import psycopg
 
-from tests.harness import databases, environment, guard, server
-from tests.harness.databases import Connection, Database
-from tests.harness.errors import HarnessError
+from . import environment
+from .errors import HarnessError
+from .golden import databases
+from .golden.databases import Connection, Database
+from .servers import guard
+from .servers import postgres as server
 
 
 def main() -> int:

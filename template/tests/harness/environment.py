@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlencode
 
-from tests.harness.errors import HarnessError
+from .errors import HarnessError
 
 ROOT = Path(__file__).resolve().parents[2]
 """The project: the folder that holds `tests/`."""

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from tests.harness.errors import HarnessError
-from tests.harness.harness import Harness
-from tests.harness.offline import offline
-from tests.harness.plugin import HARNESS, failed, needs_database
+from .checks.offline import offline
+from .errors import HarnessError
+from .harness import Harness
+from .plugin import HARNESS, failed, needs_database
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession

@@ -9,19 +9,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tests.harness import failure
-from tests.harness.environment import Environment
-from tests.harness.errors import HarnessError
-from tests.harness.recipe import Recipe, resolve
+from .checks import failure
+from .environment import Environment
+from .errors import HarnessError
+from .recipe import Recipe, resolve
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-    from tests.harness.databases import Connection
-    from tests.harness.reused import ReusedConnections
-    from tests.harness.server import EmbeddedServer
-    from tests.harness.transaction import TestTransaction
-    from tests.harness.worker import WorkerDatabase
+    from .golden.databases import Connection
+    from .isolation.connections import ReusedConnections
+    from .isolation.worker import WorkerDatabase
+    from .servers.postgres import EmbeddedServer
+    from .transaction import TestTransaction
 
 
 @dataclass
@@ -105,7 +105,7 @@ class Harness:
     def _start(self) -> None:
         import psycopg
 
-        from tests.harness import databases
+        from .golden import databases
 
         try:
             self._prepare()
@@ -119,10 +119,11 @@ class Harness:
             self._prepare()
 
     def _prepare(self) -> None:
-        from tests.harness import databases, guard
-        from tests.harness.reused import ReusedConnections
-        from tests.harness.transaction import TestTransaction
-        from tests.harness.worker import WorkerDatabase
+        from .golden import databases
+        from .isolation.connections import ReusedConnections
+        from .isolation.worker import WorkerDatabase
+        from .servers import guard
+        from .transaction import TestTransaction
 
         failure.recall(self.environment)
         server = self._start_server()
@@ -152,7 +153,7 @@ class Harness:
     def _start_server(self) -> str:
         if self.environment.external_url is not None:
             return ""
-        from tests.harness import server
+        from .servers import postgres as server
 
         self._server = server.EmbeddedServer(self.environment.home)
         started = self._server.start()
@@ -278,7 +279,7 @@ class Harness:
         """Who holds the server's connections, if a test failed because there was none left."""
         if not self._started:
             return ""
-        from tests.harness import databases
+        from .golden import databases
 
         return databases.holders(self.environment) if databases.FULL.search(failure) else ""
 
@@ -286,7 +287,7 @@ class Harness:
         """What is open in the tests' database, and what it did last: whoever waits, waits for one of these."""
         if not self._started or self.lost:
             return ""
-        from tests.harness import databases
+        from .golden import databases
 
         lines = [
             f"  the test's transaction: {query}" for query in self.transaction.last_statements()
@@ -358,7 +359,8 @@ class Harness:
             self.summary.left.append(str(error))
 
     def _last_comparison(self) -> None:
-        from tests.harness import databases, golden
+        from .golden import build as golden
+        from .golden import databases
 
         with databases.connect(self.environment, self.environment.database) as inside:
             wrong = golden.verify(inside, self.worker.golden)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from tests.harness.errors import HarnessError
+from .errors import HarnessError
 
 if TYPE_CHECKING:
-    from tests.harness.transaction import Frame, TestTransaction
+    from .transaction import Frame, TestTransaction
 
 _PREPARED_MAX = 500
 

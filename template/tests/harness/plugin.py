@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
-from tests.harness import environment, failure, guard, integrity, tasks
-from tests.harness.errors import HarnessError
-from tests.harness.harness import Harness, Summary
-from tests.harness.offline import UnitTestConnectedError, attempted, install, offline
-from tests.harness.recipe import Recipe
+from . import environment
+from .checks import failure, integrity, tasks
+from .checks.offline import UnitTestConnectedError, attempted, install, offline
+from .errors import HarnessError
+from .harness import Harness, Summary
+from .recipe import Recipe
+from .servers import guard
 
-pytest_plugins = ["tests.harness.fixtures"]
+pytest_plugins = [f"{__package__}.fixtures"]
 
 HARNESS = pytest.StashKey[Harness]()
 _FAILED = pytest.StashKey[bool]()

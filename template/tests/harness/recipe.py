@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.harness.errors import HarnessError
+from .errors import HarnessError
 
 
 @dataclass(frozen=True)

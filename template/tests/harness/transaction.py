@@ -28,8 +28,8 @@ from typing import Any
 
 import asyncpg
 
-from tests.harness.errors import HarnessError
-from tests.harness.lent import LentConnection
+from .errors import HarnessError
+from .lent import LentConnection
 
 _PATIENCE = 10.0
 """Seconds that a transaction waits for its turn, and the end of a test for the server."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from tests.harness.environment import Environment
-from tests.harness.errors import HarnessError
+from ..environment import Environment
+from ..errors import HarnessError
 
 
 def recall(environment: Environment) -> None:

@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from tests.harness.errors import HarnessError
+from ..errors import HarnessError
 
 _POLL = 0.02
 

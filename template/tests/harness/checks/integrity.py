@@ -10,19 +10,21 @@ SUMS = "SHA256SUMS"
 
 
 def sums(folder: Path) -> dict[str, str]:
-    """The hash of each file in a folder, by its name. Line ends are git's business, not ours.
+    """The hash of each file below a folder, by its path. Line ends are git's business, not ours.
 
     What editors and file managers leave about does not count.
     """
     return {
-        path.name: hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
-        for path in sorted(folder.iterdir())
+        path.relative_to(folder).as_posix(): hashlib.sha256(
+            path.read_bytes().replace(b"\r\n", b"\n")
+        ).hexdigest()
+        for path in sorted(folder.rglob("*"))
         if path.suffix in (".py", ".toml")
     }
 
 
 def edited(folder: Path) -> list[str]:
-    """Names of the files that were changed, added or removed since the template made them."""
+    """Paths of the files that were changed, added or removed since the template made them."""
     try:
         lines = (folder / SUMS).read_text(encoding="ascii").splitlines()
     except FileNotFoundError:

@@ -19,12 +19,13 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import sql
 
-from tests.harness import databases, golden
-from tests.harness.databases import Connection
-from tests.harness.environment import Environment
-from tests.harness.errors import HarnessError
-from tests.harness.golden import Golden, Say
-from tests.harness.recipe import Recipe
+from ..environment import Environment
+from ..errors import HarnessError
+from ..golden import build as golden
+from ..golden import databases
+from ..golden.build import Golden, Say
+from ..golden.databases import Connection
+from ..recipe import Recipe
 
 _GRACE = 0.5  # seconds that a session has to leave after its test; a client closes before its backend ends
 _SHOWN = 10  # sessions that a test left, of perhaps hundreds

@@ -23,13 +23,14 @@ from typing import IO, Any
 import psycopg
 from psycopg import sql
 
-from tests.harness import databases, failure
-from tests.harness.databases import Connection, Database
-from tests.harness.digest import differences, digest
-from tests.harness.environment import ROOT, Environment
-from tests.harness.errors import HarnessError
-from tests.harness.fingerprint import Fingerprint, fingerprint, metadata
-from tests.harness.recipe import Recipe
+from ..checks import failure
+from ..environment import ROOT, Environment
+from ..errors import HarnessError
+from ..recipe import Recipe
+from . import databases
+from .databases import Connection, Database
+from .digest import differences, digest
+from .fingerprint import Fingerprint, fingerprint, metadata
 
 _KEEP = 3  # golden databases of this project, for the branches one switches between
 _KEEP_DAYS = 7  # of any project, on a server that many share

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.harness import environment
-from tests.harness.databases import Connection
-from tests.harness.errors import HarnessError
-from tests.harness.integrity import sums
-from tests.harness.recipe import Recipe, resolve
+from .. import environment
+from ..checks.integrity import sums
+from ..errors import HarnessError
+from ..recipe import Recipe, resolve
+from .databases import Connection
 
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
@@ -44,7 +44,7 @@ def fingerprint(connection: Connection, recipe: Recipe) -> Fingerprint:
         HarnessError: a source or an extension of the recipe does not exist.
     """
     parts = {
-        "the harness": _hash(sum_.encode() for sum_ in sums(Path(__file__).parent).values()),
+        "the harness": _hash(sum_.encode() for sum_ in sums(Path(__file__).parents[1]).values()),
         "the server": _hash(_server(connection)),
         "the extensions": _hash(_extensions(connection, recipe.extensions)),
         "the recipe": _hash(_recipe(recipe)),

@@ -29,8 +29,8 @@ from urllib.parse import unquote
 import psycopg
 from psycopg import sql
 
-from tests.harness.environment import Environment
-from tests.harness.errors import HarnessError
+from ..environment import Environment
+from ..errors import HarnessError
 
 MAINTENANCE = "postgres"
 """Advisory locks are per database: all processes of the harness take theirs in this one."""
@@ -178,7 +178,7 @@ def holders(environment: Environment) -> str:
             assert limit is not None
             return f"All {limit[0]} (max_connections) are held:\n" + "\n".join(r[0] for r in rows)
     if environment.external_url is None:
-        from tests.harness.server import EmbeddedServer
+        from ..servers.postgres import EmbeddedServer
 
         return EmbeddedServer(environment.home).holders()
     return (

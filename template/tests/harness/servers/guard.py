@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote
 
-from tests.harness.environment import PORT, ROOT, Environment
-from tests.harness.errors import HarnessError
+from ..environment import PORT, ROOT, Environment
+from ..errors import HarnessError
 
 if TYPE_CHECKING:
-    from tests.harness.databases import Connection
+    from ..golden.databases import Connection
 
 REDIS_PORT = 6379
 

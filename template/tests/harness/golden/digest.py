@@ -6,7 +6,7 @@ from typing import Any
 
 from psycopg import sql
 
-from tests.harness.databases import Connection
+from .databases import Connection
 
 _USER_SCHEMAS = "n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'"
 

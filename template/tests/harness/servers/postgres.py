@@ -31,9 +31,9 @@ from typing import Any
 
 import psycopg
 
-from tests.harness import environment
-from tests.harness.errors import HarnessError
-from tests.harness.locks import FileLock
+from .. import environment
+from ..errors import HarnessError
+from .locks import FileLock
 
 FORMAT = 1
 """Raised when a cluster of an older harness can't be used."""

@@ -16,9 +16,9 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-from tests.harness.environment import PORT, Environment
-from tests.harness.errors import HarnessError
-from tests.harness.guard import REDIS_PORT, read
+from ..environment import PORT, Environment
+from ..errors import HarnessError
+from ..servers.guard import REDIS_PORT, read
 
 _offline = False
 _attempted = False

@@ -1,0 +1,1 @@
+"""What keeps a test from the next one."""

@@ -1,0 +1,1 @@
+"""The servers: embedded, or refused before anything is touched."""

