@@ -6,6 +6,7 @@
     app_s_<run>_<worker>_<n>          spare clone that waits to become the worker's database
     app_d_<run>_<worker>_<n>          dirty, about to be dropped
     app_k_<run>_<worker>_<n>          kept for the user: a test failed on it
+    app_t_<run>_<worker>_<n>          what a wider fixture stored, for the tests of its scope
 
 A database is ours when its name matches exactly, our role owns it and it carries `MARK`. Nothing
 else is ever renamed, written or dropped.
@@ -20,7 +21,7 @@ from __future__ import annotations
 import re
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ from psycopg import sql
 
 from ..environment import Environment
 from ..errors import HarnessError
+from ..waiting import polls
 
 MAINTENANCE = "postgres"
 """Advisory locks are per database: all processes of the harness take theirs in this one."""
@@ -47,7 +49,7 @@ _BUILD_LOCK = 0x61707002
 
 _GOLDEN = r"app_g_[0-9a-f]{16}"
 _OF_A_RUN = (
-    r"app_(?:b_[0-9a-f]{16}_([0-9a-f]{8})_[0-9a-f]{8}|[wsdk]_([0-9a-f]{8})_[a-z0-9]+(?:_[0-9]+)?)"
+    r"app_(?:b_[0-9a-f]{16}_([0-9a-f]{8})_[0-9a-f]{8}|[wsdkt]_([0-9a-f]{8})_[a-z0-9]+(?:_[0-9]+)?)"
 )
 
 _PATIENCE = 120.0  # seconds that a statement of the harness's own may take
@@ -104,17 +106,21 @@ _opened: weakref.WeakSet[Connection] = weakref.WeakSet()
 """This process's connections: one of them can tell who holds all the others."""
 
 
-def connect(environment: Environment, database: str = MAINTENANCE) -> Connection:
+def connect(
+    environment: Environment, database: str = MAINTENANCE, *, patience: float = _FULL_SECONDS
+) -> Connection:
     """An autocommit connection to a database of the tests' server.
 
-    Where all connections are taken, waits for one.
+    Args:
+        environment: of this process.
+        database: its name.
+        patience: seconds to wait for a connection, where all are taken.
 
     Raises:
         HarnessError: the server can't be reached, or refuses.
     """
     name = f"{APPLICATION} {environment.run} {environment.worker}"
-    deadline = time.monotonic() + _FULL_SECONDS
-    while True:
+    for waited in polls(patience, 0.1):
         try:
             connection = Connection.connect(
                 environment.conninfo(database),
@@ -125,18 +131,18 @@ def connect(environment: Environment, database: str = MAINTENANCE) -> Connection
             )
         except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
             full = FULL.search(str(error))
-            if full and time.monotonic() < deadline:
-                time.sleep(0.1)
+            if full and waited < patience:
                 continue
             reason = _without_password(str(error).strip(), environment)
             if full:
-                reason += f"\nWaited {_FULL_SECONDS:.0f} s for one. {holders(environment)}"
+                reason += f"\nWaited {patience:.0f} s for one. {holders(environment)}"
             # The cause without its traceback: pytest shows arguments there, a password among them.
             raise HarnessError(_cannot_connect(environment, database, reason)) from (
                 type(error)(reason)
             )
         _opened.add(connection)
         return connection
+    raise AssertionError("the last look returns or raises")
 
 
 def _cannot_connect(environment: Environment, database: str, reason: str) -> str:
@@ -251,89 +257,96 @@ def drop(connection: Connection, databases: Iterable[Database], timeout: float =
 def disconnect(connection: Connection, name: str, timeout: float = 5) -> None:
     """End all sessions of a database of ours and wait until they are gone.
 
-    One that we may not end, such as a superuser's, may leave by itself.
-
     Raises:
         HarnessError: there is one left after `timeout` seconds; names it.
     """
-    deadline = time.monotonic() + timeout
-    while pids := connection.execute(
-        # The server's own, such as those of autovacuum, have no user, and give way by themselves.
-        "SELECT pid FROM pg_stat_activity WHERE datname = %s AND usesysid IS NOT NULL",
-        (name,),
-    ).fetchall():
+    terminate(connection, name, lambda: sessions(connection, name), timeout)
+
+
+def terminate(
+    connection: Connection, name: str, left: Callable[[], Iterable[int]], timeout: float = 5
+) -> None:
+    """End sessions of a database of ours and wait until they are gone.
+
+    One that we may not end, such as a superuser's, may leave by itself.
+
+    Args:
+        connection: to another database of the server.
+        name: of the database, for the message.
+        left: the processes of those that are left.
+        timeout: seconds to wait for them.
+
+    Raises:
+        HarnessError: there is one left after that; names it.
+    """
+    for _ in polls(timeout):
+        pids = list(left())
+        if not pids:
+            return
         for pid in pids:
             with suppress(psycopg.errors.InsufficientPrivilege):
-                connection.execute("SELECT pg_terminate_backend(%s)", pid)
-        if time.monotonic() > deadline:
-            raise HarnessError(_occupied(connection, name))
-        time.sleep(0.001)
+                connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
+    raise HarnessError(_occupied(connection, name))
+
+
+def sessions(connection: Connection, name: str) -> list[int]:
+    """The processes of a database's sessions.
+
+    The server's own, such as those of autovacuum, have no user, and give way by themselves.
+    """
+    rows = connection.execute(
+        "SELECT pid FROM pg_stat_activity WHERE datname = %s AND usesysid IS NOT NULL", (name,)
+    )
+    return [row[0] for row in rows]
 
 
 def _occupied(connection: Connection, name: str) -> str:
-    who = "\n".join(describe_sessions(connection, name, ours=True))
+    who = "\n".join(describe_sessions(connection, sessions(connection, name)))
     return f"{name} is to be dropped, renamed or cloned, but these sessions of it can't be ended. Close them:\n{who}"
 
 
-def describe_sessions(connection: Connection, database: str, *, ours: bool = False) -> list[str]:
-    """Who is connected to a database, a line each: process, program, state and last query.
+def describe_sessions(connection: Connection, processes: Iterable[int]) -> list[str]:
+    """Sessions, a line each: process, program, state, last query, and for whom it waits.
 
     Args:
         connection: to any database of the server.
-        database: its name.
-        ours: the harness's own sessions, too.
+        processes: theirs.
     """
     rows = connection.execute(
         """
-        SELECT format('  process %%s, %%s, %%s: %%s', pid, coalesce(nullif(application_name, ''), 'unnamed'),
-                      coalesce(state, backend_type, 'of ' || usename),
-                      left(regexp_replace(query, '\\s+', ' ', 'g'), 200))
+        SELECT format('  process %%s, %%s, %%s: %%s%%s', pid, coalesce(nullif(application_name, ''), 'unnamed'),
+                      coalesce(state, backend_type, 'of ' || usename)
+                      || CASE WHEN backend_xid IS NOT NULL THEN ', not committed' ELSE '' END,
+                      left(regexp_replace(query, '\\s+', ' ', 'g'), 200),
+                      '\n    waits for process ' || nullif(array_to_string(pg_blocking_pids(pid), ', '), ''))
         FROM pg_stat_activity
-        WHERE datname = %s AND usesysid IS NOT NULL AND (%s OR NOT starts_with(application_name, %s))
-        ORDER BY pid
+        WHERE pid = ANY(%s) ORDER BY pid
         """,
-        (database, ours, APPLICATION),
+        (list(processes),),
     ).fetchall()
     return [row[0] for row in rows]
 
 
 def compact(connection: Connection) -> None:
-    """Make a database that is complete cheap to copy: fewer files, and nothing left to vacuum."""
+    """Make a database that is complete cheap to copy, and to put back.
+
+    Rewritten, tables have no dead rows, all pages but the last are full, and the two files are gone
+    that speed up later writes and vacuums: a fifth of what a copy takes. And what a test adds goes to
+    the last page or behind it, where it is found again without reading the rest.
+    """
     connection.execute("VACUUM (FREEZE, ANALYZE)")
-    # Rewritten, the catalogs lose the two files that go with each table to speed up later writes and
-    # vacuums: a fifth of all files, and of the time that a copy takes.
+    # A large index of an extension, such as one over vectors, takes too long to be made anew.
     row = connection.execute(
         """
-        SELECT string_agg(oid::regclass::text, ', ') FROM pg_class
-        WHERE relkind = 'r' AND NOT relisshared
-          AND relnamespace IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
+        SELECT string_agg(c.oid::regclass::text, ', ') FROM pg_class c
+        WHERE c.relkind IN ('r', 'm') AND NOT c.relisshared AND pg_has_role(c.relowner, 'usage')
+          AND (pg_relation_size(c.oid) < 1000000 OR NOT EXISTS (
+              SELECT FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
+              WHERE i.indrelid = c.oid AND x.relam >= 16384))
         """
     ).fetchone()
     assert row is not None
     connection.execute(f"VACUUM (FULL, FREEZE) {row[0]}")
-
-
-def deferred_constraints(connection: Connection) -> list[str]:
-    """Quoted names of the constraints that Postgres checks at COMMIT."""
-    rows = connection.execute(
-        """
-        SELECT format('%I.%I', n.nspname, c.conname)
-        FROM pg_constraint c JOIN pg_namespace n ON n.oid = c.connamespace WHERE c.condeferred
-        """
-    ).fetchall()
-    return [row[0] for row in rows]
-
-
-def reset_sequences(connection: Connection) -> str:
-    """SQL that sets each sequence to what it is now: a rollback does not."""
-    rows = connection.execute(
-        """
-        SELECT format('setval(%L, %s, %L)', format('%I.%I', schemaname, sequencename),
-                      coalesce(last_value, start_value), last_value IS NOT NULL)
-        FROM pg_sequences ORDER BY 1
-        """
-    ).fetchall()
-    return f"SELECT {', '.join(row[0] for row in rows)}" if rows else ""
 
 
 def hold_run(connection: Connection, run: str) -> None:

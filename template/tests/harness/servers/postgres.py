@@ -19,6 +19,7 @@ import importlib.util
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -64,9 +65,17 @@ _SETTINGS = {
     # A killed client must not hold locks until its query ends.
     "client_connection_check_interval": "1s",
     "log_checkpoints": "off",
+    # Before a client is let in: a log that did not grow tells that nobody connected.
+    "log_connections": "on",
+    # Two sessions of a test that wait for each other are to be named before the test's patience ends.
+    "deadlock_timeout": "200ms",
+    "max_prepared_transactions": "10",
     "log_lock_waits": "on",
     "log_line_prefix": "%m [%p] %a %d ",
 }
+
+
+_CONNECTION = re.compile(rb".* LOG:  connection (?:received|authenticated|authorized):.*\n")
 
 
 @dataclass(frozen=True)
@@ -315,14 +324,15 @@ class EmbeddedServer:
         try:
             with self._log.open("rb") as log:
                 log.seek(begin)
-                return log.read().decode(errors="replace").strip()[-characters:]
+                text = _CONNECTION.sub(b"", log.read())
+                return text.decode(errors="replace").strip()[-characters:]
         except OSError:
             return ""
 
     def log_tail(self, lines: int = 15) -> str:
         """The end of the server's log, with its path."""
         try:
-            text = self._log.read_text(encoding="utf-8", errors="replace")
+            text = _CONNECTION.sub(b"", self._log.read_bytes()).decode(errors="replace")
         except OSError as error:
             return f"No log: {error}"
         return f"The end of {self._log}:\n" + "\n".join(text.splitlines()[-lines:])
