@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -63,17 +63,50 @@ def _session_loop(enterprise_database_setup: Harness | None) -> Any:
 
 
 @pytest.fixture(scope="session")
-def _session_leads_here(enterprise_database_setup: Harness | None) -> None:
-    """Once, and before a test's own fixtures let the service point elsewhere."""
-    if enterprise_database_setup is not None:
-        _check_database(enterprise_database_setup)
+def _new_session(enterprise_database_setup: Harness | None) -> Callable[[], Any]:
+    """Makes sessions as the recipe says. Looked at once, before a test lets the service point elsewhere."""
+    if enterprise_database_setup is None:
+        return lambda: None
+    name = enterprise_database_setup.recipe.session
+    if name is None:
+        raise HarnessError("db_session needs a `session` in the recipe, in tests/conftest.py.")
+    factory = resolve(name)
+
+    def make() -> Any:
+        made = factory
+        while callable(made):  # a function that returns a sessionmaker, or that
+            made = made()
+        return made
+
+    session = make()
+    if not hasattr(session, "get_bind"):
+        raise HarnessError(
+            f"{name}, which tests/conftest.py names, does not make sessions of SQLAlchemy but "
+            f"{type(session).__name__}. Name the sessionmaker, or a function that returns a session."
+        )
+    _check_database(session, name, enterprise_database_setup)
+    return make
+
+
+def _check_database(session: Any, name: str, harness: Harness) -> None:
+    from sqlalchemy.exc import UnboundExecutionError
+
+    try:
+        url = session.get_bind().engine.url
+    except UnboundExecutionError:  # each of its models has an engine of its own
+        return
+    if url.database != harness.environment.database:
+        raise HarnessError(
+            f"{name} points at {url.render_as_string()}, not at the tests' database: "
+            "it was imported before tests/__init__.py prepared the environment."
+        )
 
 
 @pytest_asyncio.fixture
 async def db_session(
     request: pytest.FixtureRequest,
     enterprise_database_setup: Harness | None,
-    _session_leads_here: None,
+    _new_session: Callable[[], Any],
 ) -> AsyncIterator[AsyncSession]:
     """A session of the service. What it commits is real, and put back after the test.
 
@@ -83,7 +116,8 @@ async def db_session(
     Raises:
         HarnessError: the recipe's `session` can't be imported, or connects elsewhere.
     """
-    session = _new_session(_ready(enterprise_database_setup, request))
+    _ready(enterprise_database_setup, request)
+    session = _new_session()
     request.node.stash[ATTEMPT].session = session
     async with AsyncExitStack() as stack:
         if hasattr(session, "__aenter__"):
@@ -91,36 +125,6 @@ async def db_session(
         else:
             stack.enter_context(session)
         yield session
-
-
-def _new_session(harness: Harness) -> Any:
-    """What the recipe names makes sessions, or makes what makes them."""
-    name = harness.recipe.session
-    if name is None:
-        raise HarnessError("db_session needs a `session` in the recipe, in tests/conftest.py.")
-    made = resolve(name)
-    while callable(made):
-        made = made()
-    if not hasattr(made, "get_bind"):
-        raise HarnessError(
-            f"{name}, which tests/conftest.py names, does not make sessions of SQLAlchemy but "
-            f"{type(made).__name__}. Name the sessionmaker, or a function that returns a session."
-        )
-    return made
-
-
-def _check_database(harness: Harness) -> None:
-    from sqlalchemy.exc import UnboundExecutionError
-
-    try:
-        url = _new_session(harness).get_bind().engine.url
-    except UnboundExecutionError:  # each of its models has an engine of its own
-        return
-    if url.database != harness.environment.database:
-        raise HarnessError(
-            f"{harness.recipe.session} points at {url.render_as_string()}, not at the tests' database: "
-            "it was imported before tests/__init__.py prepared the environment."
-        )
 
 
 @pytest_asyncio.fixture

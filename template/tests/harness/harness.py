@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -78,7 +79,7 @@ class Harness:
         """Whether there is a database for the tests."""
         return self._started
 
-    @property
+    @functools.cached_property
     def recipe(self) -> Recipe:
         """The service's recipe, from `tests/conftest.py`."""
         return self._recipe()

@@ -8,29 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from psycopg import Cursor
 
 from ..golden.databases import Connection
 
 _OURS = 16384
 """The first oid that Postgres does not use itself: below are its catalogs."""
 
-# ANALYZE changes the statistics of the planner, and nothing that a query could see.
-_STATISTICS = (
-    "SELECT unnest(ARRAY[oid, reltoastrelid]) FROM pg_class "
-    "WHERE oid IN ('pg_statistic'::regclass, 'pg_statistic_ext_data'::regclass)"
-)
+# What was counted of the whole database and of no table of it was counted of its catalogs.
 _TABLES = f"""
-    PREPARE changes_of_tables AS
-    SELECT oid::bigint, inserted, modified FROM (
-        SELECT oid, pg_stat_get_tuples_inserted(oid) AS inserted,
+    WITH own AS MATERIALIZED (
+        SELECT oid, relkind, pg_stat_get_tuples_inserted(oid) AS inserted,
                pg_stat_get_tuples_updated(oid) + pg_stat_get_tuples_deleted(oid) AS modified
-        FROM pg_class WHERE relkind IN ('r', 'm') AND oid >= {_OURS} OFFSET 0
-    ) own WHERE inserted + modified > 0
+        FROM pg_class WHERE oid >= {_OURS} AND relkind IN ('r', 'm', 't'))
+    SELECT oid::bigint, inserted, modified FROM own WHERE relkind <> 't' AND inserted + modified > 0
     UNION ALL
-    SELECT 0, coalesce(sum(pg_stat_get_tuples_inserted(oid) + pg_stat_get_tuples_updated(oid)
-                           + pg_stat_get_tuples_deleted(oid)), 0)::bigint, 0
+    SELECT 0, pg_stat_get_db_tuples_inserted({{oid}}) + pg_stat_get_db_tuples_updated({{oid}})
+              + pg_stat_get_db_tuples_deleted({{oid}})
+              - coalesce((SELECT sum(inserted + modified)::bigint FROM own), 0), 0
+"""
+
+# ANALYZE changes the statistics of the planner, and nothing that a query could see.
+_CATALOGS = f"""
+    SELECT coalesce(sum(pg_stat_get_tuples_inserted(oid) + pg_stat_get_tuples_updated(oid)
+                        + pg_stat_get_tuples_deleted(oid)), 0)::bigint
     FROM pg_class
-    WHERE relkind IN ('r', 't') AND oid < {_OURS} AND NOT relisshared AND oid NOT IN ({_STATISTICS})
+    WHERE relkind IN ('r', 't') AND oid < {_OURS} AND NOT relisshared AND oid NOT IN (
+        SELECT unnest(ARRAY[oid, reltoastrelid]) FROM pg_class
+        WHERE oid IN ('pg_statistic'::regclass, 'pg_statistic_ext_data'::regclass))
 """
 
 # Of the sessions with a user: the others are the server's own.
@@ -49,7 +56,9 @@ STATE = """
 """What else there is of a database `d`, as a text to compare; and a number that changes when
 something is made for the whole server."""
 
-_PREPARED = "ARRAY(SELECT gid FROM pg_prepared_xacts WHERE database = d.datname)"
+_PREPARED = """
+    ARRAY(SELECT gid FROM pg_prepared_xact() p (transaction, gid, prepared, ownerid, dbid) WHERE dbid = d.oid)
+"""
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ class Reading:
     Attributes:
         sessions: processes of the sessions of others, and when each was last active.
         tables: rows ever inserted, and ever updated or deleted, by table.
-        catalogs: the same for all catalogs, in one number.
+        catalogs: the same for all catalogs, those of the planner's statistics included, in one number.
         state: of the database, see `STATE`.
         shared: changes when something is made for the whole server.
         prepared: names of prepared transactions.
@@ -107,11 +116,12 @@ class Fresh:
     since: int
 
 
-def prepare(connection: Connection, sequences: Iterable[Sequence]) -> None:
-    """Let a connection to the database answer `read()` quickly.
+def prepare(connection: Connection, oid: int, sequences: Iterable[Sequence]) -> None:
+    """Let a connection to the database answer `READ` quickly.
 
     Args:
         connection: to the database, by which nothing else is prepared.
+        oid: the database's.
         sequences: where they stand.
     """
     moved = " UNION ALL ".join(
@@ -119,31 +129,38 @@ def prepare(connection: Connection, sequences: Iterable[Sequence]) -> None:
         for s in sequences
     )
     connection.execute(
-        f"DEALLOCATE ALL; SET stats_fetch_consistency = none; {_TABLES}; "
-        f"PREPARE changes_of_sequences AS {moved or 'SELECT 0::bigint LIMIT 0'}"
+        "DEALLOCATE ALL; SET stats_fetch_consistency = none; "
+        f"PREPARE sessions AS {_SESSIONS.format(oid=oid)}; "
+        f"PREPARE tables AS {_TABLES.format(oid=oid)}; "
+        f"PREPARE sequences AS {moved or 'SELECT 0::bigint LIMIT 0'}; "
+        f"PREPARE state AS SELECT {STATE}, {_PREPARED} FROM pg_database d WHERE oid = {oid}"
     )
 
 
-def read(connection: Connection, oid: int) -> Reading:
-    """What Postgres has counted. One round trip.
+# The sessions first: what of them has ended by then has been counted.
+READ = "EXECUTE sessions; EXECUTE tables; EXECUTE sequences; EXECUTE state"
+"""What `reading` wants the results of, on a prepared connection."""
 
-    Args:
-        connection: to the database, prepared.
-        oid: the database's.
-    """
-    cursor = connection.execute(
-        f"{_SESSIONS.format(oid=oid)}; EXECUTE changes_of_tables; EXECUTE changes_of_sequences; "
-        f"SELECT {STATE}, {_PREPARED} FROM pg_database d WHERE oid = {oid}"
-    )
+
+def reading(cursor: Cursor[Any]) -> Reading:
+    """What Postgres has counted, from the first results of a cursor. The next one is current then."""
     sessions = dict(cursor.fetchall())
     cursor.nextset()
-    counted = {relation: (inserted, modified) for relation, inserted, modified in cursor}
+    counted = {relation: (inserted, modified) for relation, inserted, modified in cursor.fetchall()}
     catalogs, _ = counted.pop(0)
     cursor.nextset()
-    moved = frozenset(relation for (relation,) in cursor)
+    moved = frozenset(relation for (relation,) in cursor.fetchall())
     cursor.nextset()
     state, shared, prepared = cursor.fetchall()[0]
+    cursor.nextset()
     return Reading(sessions, counted, catalogs, state, shared, prepared, moved)
+
+
+def read_catalogs(connection: Connection) -> int:
+    """Rows ever inserted, updated or deleted in catalogs, but for the planner's statistics."""
+    row = connection.execute(_CATALOGS).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def sessions(connection: Connection, oid: int) -> dict[int, str]:

@@ -1,8 +1,10 @@
 """After a test, the database holds what it held before: what changed is put back, and compared.
 
 Two round trips: one reads what changed (`changes.py`), one puts it back (`content.py`), compares it
-and lets Postgres count it, so that the counters' new values are known without asking. What else can
-change in a database, and what is not understood, is not mended: the database is to be replaced.
+and lets Postgres count it, so that the counters' new values are known without asking. Tests that add
+rows to the same tables, one after the other, need only one: what the last one needed is done along
+with the reading. What else can change in a database, and what is not understood, is not mended: the
+database is to be replaced.
 
 A fixture of a wider scope than the test moves what is put back to: a level on those below it.
 """
@@ -11,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from collections.abc import Sequence as Sequence_
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
+from typing import Any
 
 import psycopg
 
@@ -20,6 +23,9 @@ from ..golden.databases import Connection
 from . import changes
 from .changes import Fresh, Reading, Sequence
 from .content import Table
+
+Counts = Mapping[int, tuple[int, int]]
+"""Rows ever inserted, and ever updated or deleted, by table."""
 
 _VACUUM = 500
 """Dead rows of a table from which it is vacuumed: a scan reads them, too."""
@@ -45,6 +51,86 @@ class Level:
     template: str | None = None
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is to be put back.
+
+    Attributes:
+        added: tables that lose what transactions after `since` wrote.
+        rewritten: tables that are emptied, and get their rows again.
+        sequences: that are set back.
+        since: the last transaction before the test.
+    """
+
+    added: Sequence_[Table]
+    rewritten: Sequence_[Table]
+    sequences: Sequence_[Sequence]
+    since: int
+
+    @property
+    def _compared(self) -> list[Table]:
+        return [t for t in (*self.added, *self.rewritten) if t.content is not None]
+
+    @property
+    def sql(self) -> str:
+        """The statements; all, or none. `outcome` wants their results."""
+        statements = [table.delete_added(self.since) for table in self.added]
+        for table in self.rewritten:
+            statements.append(f"DELETE FROM ONLY {table.name}")
+            statements.append(table.insert if table.rows else "SELECT LIMIT 0")
+        set_back = ", ".join(sequence.set_back for sequence in self.sequences)
+        statements.append(f"SELECT {set_back}")
+        statements += [table.measure for table in self._compared]
+        statements.append("SELECT pg_current_xact_id_if_assigned()::text::bigint % 4294967296")
+        statements.append("SELECT pg_stat_force_next_flush()")
+        return "; ".join(statements)
+
+    def outcome(self, cursor: psycopg.Cursor[Any], before: Counts, now: Counts) -> Outcome:
+        """What came of it.
+
+        Args:
+            cursor: at the first result of `sql`.
+            before: what was counted before the test.
+            now: what was counted before that was run.
+        """
+        as_before, counted = True, dict(now)
+        for table in self.added:
+            inserted, modified = now.get(table.oid, (0, 0))
+            gone = cursor.rowcount
+            counted[table.oid] = inserted, modified + gone
+            if table.content is None:
+                # All that was inserted is gone, or part of it lies where nobody looked.
+                as_before &= gone == inserted - before.get(table.oid, (0, 0))[0]
+            cursor.nextset()
+        for table in self.rewritten:
+            inserted, modified = now.get(table.oid, (0, 0))
+            modified += cursor.rowcount
+            cursor.nextset()
+            counted[table.oid] = inserted + cursor.rowcount, modified
+            cursor.nextset()
+        cursor.nextset()
+        for table in self._compared:
+            as_before &= cursor.fetchall()[0] == table.content
+            cursor.nextset()
+        (written_by,) = cursor.fetchall()[0]
+        return Outcome(as_before, counted, written_by if self.rewritten else self.since)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a plan.
+
+    Attributes:
+        as_before: the tables hold what they should.
+        counted: what Postgres has counted by now.
+        since: the last transaction that wrote what is to stay.
+    """
+
+    as_before: bool
+    counted: Counts
+    since: int
+
+
 class PutBack:
     """Knows what one database should hold, and what Postgres has counted when it did.
 
@@ -59,6 +145,9 @@ class PutBack:
     ) -> None:
         self.rewritten = False
         """Whether rows were stored anew that were there from the beginning."""
+        self.repeated = False
+        """Whether the last reading put back what was changed as well."""
+        self._habit: Plan | None = None
         self._connect = connect
         self.oid = fresh.oid
         """The database's."""
@@ -66,9 +155,10 @@ class PutBack:
         self._since = fresh.since
         self._levels = levels
         self._opened: Connection | None = None
-        self._tables: Mapping[int, tuple[int, int]] = {}
-        self._catalogs = 0
-        self._dead: dict[int, int] = {}
+        self._tables: Counts = {}
+        self._catalogs = 0  # as in a reading
+        self._schema = 0  # without what ANALYZE changes
+        self._vacuumed: dict[int, int] = {}  # dead rows that are gone
 
     @property
     def level(self) -> Level:
@@ -103,15 +193,43 @@ class PutBack:
         return is_superuser(self._opened)
 
     def _prepare(self) -> None:
-        changes.prepare(self.connection, self.level.sequences.values())
+        self._habit = None
+        changes.prepare(self.connection, self.oid, self.level.sequences.values())
 
-    def read(self) -> Reading:
-        """What Postgres has counted by now."""
-        return changes.read(self.connection, self.oid)
+    def read(self, *, repeat: bool = False) -> Reading:
+        """What Postgres has counted by now.
+
+        Args:
+            repeat: put back what had to be put back the last time, along with it. If that is all
+                there was, the reading shows no change, and `repeated` is set.
+        """
+        self.repeated = False
+        if self._habit is None or not repeat:
+            return changes.reading(self.connection.execute(changes.READ))
+        plan = replace(self._habit, since=self._since)
+        try:
+            cursor = self.connection.execute(f"{changes.READ}; {plan.sql}")
+        except psycopg.Error:
+            return self.read()
+        now = changes.reading(cursor)
+        outcome = plan.outcome(cursor, self._tables, now.tables)
+        changed = self.changed(now)
+        if (
+            changed is None
+            or not changed <= {table.oid for table in plan.added}
+            or any(now.tables[oid][1] != self._tables.get(oid, (0, 0))[1] for oid in changed)
+            or not now.sequences <= {sequence.oid for sequence in plan.sequences}
+            or not outcome.as_before
+            or not self._accept(outcome, changed)
+        ):
+            return self.read()
+        self.repeated = bool(changed or now.sequences)
+        return replace(now, tables=outcome.counted, sequences=frozenset())
 
     def accept(self, now: Reading) -> None:
         """From now on, what is there is put back to: a level was added that says what that is."""
         self._tables, self._catalogs = now.tables, now.catalogs
+        self._schema = changes.read_catalogs(self.connection)
         row = self.connection.execute(
             "SELECT (pg_snapshot_xmax(pg_current_snapshot())::text::bigint - 1) % 4294967296"
         ).fetchone()
@@ -134,8 +252,12 @@ class PutBack:
 
     def changed(self, now: Reading) -> set[int] | None:
         """Tables in which rows were added, changed or deleted; None where it was more than that."""
-        if now.catalogs != self._catalogs or now.state != self._state or now.prepared:
+        if now.state != self._state or now.prepared:
             return None
+        if now.catalogs != self._catalogs:
+            if changes.read_catalogs(self.connection) != self._schema:
+                return None
+            self._catalogs = now.catalogs
         found = set()
         for oid in now.tables.keys() | self._tables.keys():
             before, after = self._tables.get(oid, (0, 0)), now.tables.get(oid, (0, 0))
@@ -164,68 +286,39 @@ class PutBack:
             return False
         if not (changed or rewrite or now.sequences):
             return True
+        plan = self._plan(now, changed, rewrite)
+        if plan is None:
+            return False
         try:
-            return self._put_back(now, changed, rewrite)
+            outcome = plan.outcome(self.connection.execute(plan.sql), self._tables, now.tables)
         except psycopg.Error:
             return False
+        self.rewritten |= bool(plan.rewritten)
+        small = not plan.rewritten and all(table.content is not None for table in plan.added)
+        self._habit = plan if small else None
+        return outcome.as_before and self._accept(outcome, changed.union(rewrite))
 
-    def _put_back(self, now: Reading, changed: set[int], rewrite: Collection[int]) -> bool:
+    def _plan(self, now: Reading, changed: set[int], rewrite: Collection[int]) -> Plan | None:
+        """How to put back what changed; None where that can't be."""
         added, rewritten = [], []
         for oid in self._in_order(changed.union(rewrite)):
             table = self.level.tables.get(oid)
             if table is None or table.reacts or (table.guarded and not self._superuser):
-                return False
+                return None
             before, after = self._tables.get(oid, (0, 0)), now.tables.get(oid, (0, 0))
             if oid not in rewrite and after[1] == before[1]:
                 added.append(table)
             elif table.rows is not None and self._superuser:
                 rewritten.append(table)
             else:
-                return False
-        sequences = [self.level.sequences[oid] for oid in now.sequences]
-        statements = [table.delete_added(self._since) for table in added]
-        for table in rewritten:
-            statements.append(f"DELETE FROM ONLY {table.name}")
-            statements += [table.insert] if table.rows else []
-        if sequences:
-            statements.append(f"SELECT {', '.join(s.set_back for s in sequences)}")
-        compared = [table for table in (*added, *rewritten) if table.content is not None]
-        statements += [table.measure for table in compared]
-        statements += [
-            "SELECT pg_current_xact_id_if_assigned()::text::bigint % 4294967296",
-            "SELECT pg_stat_force_next_flush()",
-        ]
-        cursor = self.connection.execute("; ".join(statements))
-        as_before = True
-        counted = dict(now.tables)
-        for table in added:
-            inserted, modified = counted[table.oid]
-            gone = cursor.rowcount
-            counted[table.oid] = inserted, modified + gone
-            if table.content is None:
-                # All that was inserted is gone, or part of it lies where nobody looked.
-                as_before &= gone == inserted - self._tables.get(table.oid, (0, 0))[0]
-            cursor.nextset()
-        for table in rewritten:
-            inserted, modified = counted.get(table.oid, (0, 0))
-            modified += cursor.rowcount
-            cursor.nextset()
-            if table.rows:
-                inserted += cursor.rowcount
-                cursor.nextset()
-            counted[table.oid] = inserted, modified
-        if sequences:
-            cursor.nextset()
-        for table in compared:
-            as_before &= cursor.fetchall()[0] == table.content
-            cursor.nextset()
-        if rewritten:
-            self.rewritten = True
-            self._since = cursor.fetchall()[0][0]
-        if as_before:
-            as_before = self._clear_away(changed.union(rewrite), counted)
-        self._tables = counted
-        return as_before
+                return None
+        sequences = [self.level.sequences[oid] for oid in sorted(now.sequences)]
+        return Plan(added, rewritten, sequences, self._since)
+
+    def _accept(self, outcome: Outcome, changed: Iterable[int]) -> bool:
+        """Go on from what is there now. False where the database had better be replaced."""
+        self._tables, self._since = outcome.counted, outcome.since
+        return self._clear_away(changed, outcome.counted)
 
     def rewrite(self, oids: Collection[int]) -> bool:
         """Store the rows of these tables, and where sequences stand: the database is a clone of less."""
@@ -245,19 +338,16 @@ class PutBack:
             return [*wanted, 0]  # no table has this number: it can't be put back
         return [*(wanted - graph.keys()), *reversed(parents_first)]
 
-    def _clear_away(self, oids: Iterable[int], counted: Mapping[int, tuple[int, int]]) -> bool:
+    def _clear_away(self, oids: Iterable[int], counted: Counts) -> bool:
         """Keep dead rows few. False where that takes longer than to replace the database."""
         for oid in oids:
-            dead = sum(counted[oid]) - self._dead.get(oid, 0)
-            if dead < _VACUUM:
-                continue
+            dead = counted[oid][1] - self._vacuumed.get(oid, 0)
             table = self.level.tables[oid]
-            if table.content is None:
-                if dead >= _TOO_MANY:
-                    return False
-                continue
-            self.connection.execute(f"VACUUM (INDEX_CLEANUP on, TRUNCATE false) {table.name}")
-            self._dead[oid] = sum(counted[oid])
+            if table.content is None and dead >= _TOO_MANY:
+                return False
+            if table.content is not None and dead >= _VACUUM:
+                self.connection.execute(f"VACUUM (INDEX_CLEANUP on, TRUNCATE false) {table.name}")
+                self._vacuumed[oid] = counted[oid][1]
         return True
 
 

@@ -104,6 +104,8 @@ class WorkerDatabase:
                 if wrong := golden.verify(inside, self.golden):
                     return wrong
                 self._levels = [_read_level(inside)]
+                if self._kept is not None:
+                    self._kept.renew_always = content.has_functions_that_remember(inside)
         except HarnessError as error:  # it lets nobody in
             return [str(error)]
         except psycopg.Error as error:
@@ -192,7 +194,7 @@ class WorkerDatabase:
             HarnessError: it could be neither put back nor replaced.
         """
         self._since_replaced += 1
-        now = self._read()
+        now = self._read(repeat=not keep)
         left = Left()
         left.sessions, now = self._end_sessions(now)
         if now is not None and now.shared != self._shared:
@@ -201,6 +203,7 @@ class WorkerDatabase:
             left.sessions += self._roll_back(now.prepared)
         unseen = self._unseen(now)
         if now is not None and not unseen and self._putback.is_unchanged(now):
+            self.statistics.put_back += self._putback.repeated
             return left
         if not keep and now is not None and self._putback.put_back(now, unseen):
             self.statistics.put_back += 1
@@ -209,10 +212,10 @@ class WorkerDatabase:
             left.kept = old if keep else None
         return left
 
-    def _read(self) -> Reading | None:
+    def _read(self, *, repeat: bool = False) -> Reading | None:
         """What Postgres has counted; None where the database does not answer as it should."""
         try:
-            return self._putback.read()
+            return self._putback.read(repeat=repeat)
         except (psycopg.Error, HarnessError):
             self._putback.close()
             return None
