@@ -63,7 +63,7 @@ _SETTINGS = {
     # In the data directory, and gone with it: a killed server would leave its own in /dev/shm.
     "dynamic_shared_memory_type": "mmap",
     # A killed client must not hold locks until its query ends.
-    "client_connection_check_interval": "1s",
+    "client_connection_check_interval": "100ms",
     "log_checkpoints": "off",
     # Before a client is let in: a log that did not grow tells that nobody connected.
     "log_connections": "on",
