@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from .errors import HarnessError
 from .harness import Harness
-from .plugin import ATTEMPT, HARNESS, needs_database
+from .plugin import HARNESS, attempt, needs_database
 from .recipe import resolve
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ async def db_session(
     """
     _ready(enterprise_database_setup, request)
     session = _new_session()
-    request.node.stash[ATTEMPT].session = session
+    attempt(request.node).session = session
     async with AsyncExitStack() as stack:
         if hasattr(session, "__aenter__"):
             await stack.enter_async_context(session)

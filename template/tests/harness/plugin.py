@@ -116,6 +116,11 @@ def _say(config: pytest.Config, line: str) -> None:
         reporter.write_line(line)
 
 
+def attempt(item: pytest.Item) -> Attempt:
+    """The present run of a test. Another plugin may have failed it before ours saw it."""
+    return item.stash.setdefault(ATTEMPT, Attempt())
+
+
 def needs_database(item: pytest.Item) -> bool:
     """Whether a test may use a server: any that does not say that it is a unit test."""
     known = item.stash.get(_NEEDS_DATABASE, None)
@@ -174,7 +179,7 @@ def pytest_fixture_setup(
 def _settle_before_fixture(config: pytest.Config) -> None:
     """The test's own fixtures are gone, those of wider scopes are about to go: now is its end."""
     item = config.stash.get(_CURRENT, None)
-    if item is not None and item.stash[ATTEMPT].ending:
+    if item is not None and attempt(item).ending:
         _settle(item)
 
 
@@ -209,7 +214,7 @@ def pytest_runtest_makereport(
     report = yield
     harness = item.config.stash[HARNESS]
     if report.failed:
-        item.stash[ATTEMPT].failed = True
+        attempt(item).failed = True
         if needs_database(item) and (log := harness.log_of_test()):
             report.sections.append((f"Postgres log {report.when}", log))
         if needs_database(item) and (holders := harness.explain(report.longreprtext)):
@@ -217,7 +222,7 @@ def pytest_runtest_makereport(
         if report.when == "call" and needs_database(item):
             if open_ := harness.sessions_of_test():
                 report.sections.append(("Postgres sessions", open_))
-            if lost := uncommitted.found(item.stash[ATTEMPT].session):
+            if lost := uncommitted.found(attempt(item).session):
                 told = "Nobody else could see this. What a test arranges, it commits:"
                 report.sections.append(("Not committed", "\n".join([told, *lost])))
     if harness.header and hasattr(item.config, "workerinput"):
@@ -248,16 +253,16 @@ def pytest_runtest_teardown(
 ) -> Generator[None, object, object]:
     """After the test's own fixtures: whatever it left goes."""
     tasks.watch_teardown(item, nextitem)
-    attempt = item.stash[ATTEMPT]
-    attempt.ending = True
+    current = attempt(item)
+    current.ending = True
     try:
         result = yield
     finally:
         _settle(item)
-        attempt.ending = False
-        problems = attempt.problems
+        current.ending = False
+        problems = current.problems
         if item.get_closest_marker("allow_leaks") is None:
-            problems = attempt.left + problems
+            problems = current.left + problems
         if problems:
             pytest.fail("\n\n".join(problems), pytrace=False)
     return result
@@ -265,17 +270,17 @@ def pytest_runtest_teardown(
 
 def _settle(item: pytest.Item) -> None:
     """Put back what a test changed, and note what it left."""
-    attempt = item.stash[ATTEMPT]
+    current = attempt(item)
     if found := tasks.left(item):
-        attempt.left.append(
+        current.left.append(
             "The test left asyncio tasks running, now cancelled:\n" + "\n".join(found)
         )
     if needs_database(item):
         harness = item.config.stash[HARNESS]
         try:
-            attempt.left += harness.after_test(item.nodeid, failed=attempt.failed)
+            current.left += harness.after_test(item.nodeid, failed=current.failed)
         except HarnessError as error:
-            attempt.problems.append(str(error))
+            current.problems.append(str(error))
         if harness.lost:
             item.session.shouldfail = "the tests' database server failed"
 

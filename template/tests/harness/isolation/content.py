@@ -35,6 +35,7 @@ _TABLES = """
                  WHERE conrelid = c.oid AND contype = 'f' AND confrelid <> c.oid)
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND c.oid >= 16384 {only}
+      AND has_table_privilege(c.oid, 'SELECT')
     ORDER BY c.oid
 """
 

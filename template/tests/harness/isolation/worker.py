@@ -254,7 +254,8 @@ class WorkerDatabase:
         if now is None or not self._wide:
             return set()
         used = {p for p, active in self._wide.items() if now.sessions.get(p, active) != active}
-        self._wide = {p: now.sessions[p] for p in self._wide if p in now.sessions}
+        kept = self._kept.processes if self._kept is not None else set()
+        self._wide = {p: now.sessions[p] for p in self._wide.keys() - kept if p in now.sessions}
         return self._putback.differing() if used else set()
 
     def _look_at_server(self, now: Reading) -> list[str]:

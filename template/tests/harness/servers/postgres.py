@@ -36,7 +36,7 @@ from .. import environment
 from ..errors import HarnessError
 from .locks import FileLock
 
-FORMAT = 1
+FORMAT = 2
 """Raised when a cluster of an older harness can't be used."""
 
 OLDEST = 15
