@@ -156,7 +156,7 @@ class Harness:
     def _kept_connections(self) -> KeptConnections | None:
         try:
             from .isolation.connections import KeptConnections
-        except ModuleNotFoundError:  # the service uses another driver than asyncpg
+        except ModuleNotFoundError:  # the service does not use SQLAlchemy with asyncpg
             return None
         return KeptConnections(self.environment.database)
 

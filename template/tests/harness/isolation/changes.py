@@ -174,7 +174,7 @@ def read_sequences(connection: Connection) -> list[Sequence]:
         """
         SELECT c.oid::bigint, format('%I.%I', n.nspname, c.relname)
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND has_sequence_privilege(c.oid, 'SELECT')
+        WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND has_table_privilege(c.oid, 'SELECT')
         ORDER BY c.oid
         """
     ).fetchall()

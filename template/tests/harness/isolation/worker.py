@@ -105,7 +105,7 @@ class WorkerDatabase:
                     return wrong
                 self._levels = [_read_level(inside)]
                 if self._kept is not None:
-                    self._kept.renew_always = content.has_functions_that_remember(inside)
+                    self._kept.enabled = not content.has_functions_that_remember(inside)
         except HarnessError as error:  # it lets nobody in
             return [str(error)]
         except psycopg.Error as error:
