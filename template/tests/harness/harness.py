@@ -157,7 +157,7 @@ class Harness:
 
         self._server = server.EmbeddedServer(self.environment.home)
         started = self._server.start()
-        server.sweep_unused(self.environment.home)
+        server.sweep(self.environment.home)
         return f"PostgreSQL {started.version}, embedded, {started.how} in {started.seconds:.2f} s"
 
     @contextmanager
