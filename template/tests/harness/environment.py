@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlencode
 
+from . import shell
 from .errors import HarnessError
 from .servers import user
 
@@ -40,9 +41,6 @@ _LIMITS = {
 
 _SOCKET_PATH_MAX = 100  # Linux allows 107 bytes, macOS 103
 _FIRST_NAMESPACE = "4026531836"  # of processes: the number is fixed in the kernel
-
-_PAST_THE_URL = ("PGHOSTADDR", "PGSERVICE")
-"""Where these are set, psql's library connects elsewhere than a URL says."""
 
 # What stands before the database. What is not like it stays as it is, and the guard refuses it.
 _URL = re.compile(r"^[^:/]+://([^/?#]*)(?:/[^?#]*)?")
@@ -147,8 +145,10 @@ def prepare(
         variable=database_url,
         limits={} if _is_debugged() else _LIMITS,
     )
-    for name in _PAST_THE_URL:
-        os.environ.pop(name, None)
+    shell.settle(
+        libpq=current.external_url is not None,
+        certificates=bool(current.external_url or current.external_redis_url),
+    )
     _set(database_url, current.url(current.database))
     if redis_url:
         _set(redis_url, current.redis_url)

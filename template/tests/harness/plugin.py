@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,12 @@ import pytest
 
 from . import environment
 from .checks import failure, integrity, tasks
-from .checks.offline import UnitTestConnectedError, attempted, install, offline
 from .errors import HarnessError
 from .harness import Harness, Summary
 from .recipe import Recipe
 from .servers import guard
 
-pytest_plugins = [f"{__package__}.fixtures"]
+pytest_plugins = [f"{__package__}.checks.offline", f"{__package__}.fixtures"]
 
 HARNESS = pytest.StashKey[Harness]()
 _FAILED = pytest.StashKey[bool]()
@@ -61,7 +59,6 @@ def pytest_configure(config: pytest.Config) -> None:
         guard.check_url(environment.current)
     except HarnessError as error:
         raise pytest.UsageError(str(error)) from None
-    install(environment.current)
     config.stash[HARNESS] = Harness(
         environment.current, lambda: _recipe(config), lambda line: _say(config, line)
     )
@@ -144,8 +141,7 @@ def pytest_runtest_protocol(
     item: pytest.Item, nextitem: pytest.Item | None
 ) -> Generator[None, object, object]:
     item.stash[_SPARES] = sum(_keeps_changes(i) for i in (item, nextitem) if i is not None)
-    with nullcontext() if needs_database(item) else offline():
-        return (yield)
+    return (yield)
 
 
 def _keeps_changes(item: pytest.Item) -> bool:
@@ -170,20 +166,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     if needs_database(item):
         item.config.stash[HARNESS].before_call(spares=item.stash[_SPARES])
-        tasks.watch(item)
-        return (yield)
     tasks.watch(item)
-    try:
-        result = yield
-    except UnitTestConnectedError:
-        raise
-    except (Exception, pytest.fail.Exception, pytest.skip.Exception) as error:
-        if attempted():
-            raise UnitTestConnectedError from error
-        raise
-    if attempted():  # and the code under test made the best of it
-        raise UnitTestConnectedError
-    return result
+    return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
