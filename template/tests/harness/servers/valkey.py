@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..environment import Environment
+from ..environment import Environment, private
 from ..errors import HarnessError
 from . import guard
 from .locks import FileLock
@@ -48,7 +48,7 @@ class EmbeddedRedis:
         Raises:
             HarnessError: it does not start; with what it says.
         """
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private(self._path.parent)
         _sweep(self._path.parent)
         self._lock.acquire()
         settings = {
@@ -61,7 +61,7 @@ class EmbeddedRedis:
             "loglevel": "warning",
         }
         arguments = (word for name, value in settings.items() for word in (f"--{name}", value))
-        with tempfile.TemporaryFile() as output:
+        with tempfile.TemporaryFile(dir=self._path.parent) as output:
             self._process = subprocess.Popen(
                 [_binary(), *arguments],
                 stdin=subprocess.DEVNULL,
