@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Set
 from dataclasses import dataclass, field
 
@@ -67,6 +68,7 @@ class WorkerDatabase:
         self._shared_objects: set[str] = set()
         self._wide: dict[int, str] = {}  # sessions that wider fixtures hold, when last active
         self._since_replaced = _LOCALITY
+        self._clone_seconds = 0.0
 
     # --- begin and end ------------------------------------------------------------------------
 
@@ -99,7 +101,9 @@ class WorkerDatabase:
     def _clone_and_read(self) -> list[str]:
         """Make the database, and read what tests are put back to. Returns how it is not as published."""
         try:
+            begun = time.perf_counter()
             self._clones.make(self._connection, self._environment.database)
+            self._clone_seconds = time.perf_counter() - begun
             with self._connect() as inside:
                 if wrong := golden.verify(inside, self.golden):
                     return wrong
@@ -152,11 +156,12 @@ class WorkerDatabase:
     @property
     def way(self) -> str:
         """How a database becomes again what it was, for the header."""
+        clone = f"a clone ({self._clone_seconds * 1000:.0f} ms to make)"
         if is_superuser(self._connection):
-            return "rows are put back; what else changed, by a clone"
+            return f"rows are put back; where more changed, {clone}"
         return (
-            f"added rows are put back, in the order of keys; what else changed, by a clone, which takes longer "
-            f"({self._connection.info.user} is no superuser)"
+            f"rows that were added are put back; where more changed, {clone}: "
+            f"{self._connection.info.user} is no superuser, for whom triggers and foreign keys could rest"
         )
 
     # --- around a test ------------------------------------------------------------------------
