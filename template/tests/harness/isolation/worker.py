@@ -194,6 +194,8 @@ class WorkerDatabase:
         now = self._read(repeat=not keep)
         left = Left()
         left.sessions, now = self._end_sessions(now)
+        if self._kept is not None and self._kept.uncounted:
+            now = None
         if now is not None and now.shared != self._shared:
             left.shared = self._look_at_server(now)
         if now is not None and now.prepared:
