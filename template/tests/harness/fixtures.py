@@ -114,10 +114,13 @@ async def db_session(
     then commit.
 
     Raises:
-        HarnessError: the recipe's `session` can't be imported, or connects elsewhere.
+        HarnessError: the recipe's `session` can't be imported, or connects elsewhere; later, where it is
+            used on another event loop.
     """
     _ready(enterprise_database_setup, request)
     session = _new_session()
+    if hasattr(session, "sync_session"):
+        _keep_to_loop(session.sync_session)
     attempt(request.node).session = session
     async with AsyncExitStack() as stack:
         if hasattr(session, "__aenter__"):
@@ -125,6 +128,21 @@ async def db_session(
         else:
             stack.enter_context(session)
         yield session
+
+
+def _keep_to_loop(session: Any) -> None:
+    """A connection can be used, and closed, on the event loop alone on which it was opened."""
+    here, get_bind = asyncio.get_running_loop(), session.get_bind
+
+    def checked(*args: Any, **kwargs: Any) -> Any:  # called before each statement
+        if asyncio._get_running_loop() not in (here, None):
+            raise HarnessError(
+                "db_session was used on another event loop than that of its fixture, which is the whole run's. "
+                "On a loop of its own, as by loop_scope or asyncio.run(), a test opens a session of its own."
+            )
+        return get_bind(*args, **kwargs)
+
+    session.get_bind = checked
 
 
 @pytest_asyncio.fixture

@@ -340,28 +340,23 @@ class Harness:
             finalizers: gets what is to be called after its tear-down.
 
         Raises:
-            HarnessError: a test had changed the database before it asked for the fixture.
+            HarnessError: what it changes can't stay.
         """
         if not self._started:
             yield
             return
+        begun = not self._is_untouched()  # a test, in whose midst it is
         with self._explained():
-            mixed = not self._is_untouched() and self.worker.is_changed()
+            before = self.worker.look() if begun else None
         finalizers.append(self._after_fixture)
         yield
         if self._is_untouched():
             return
         with self._explained():
-            if not self.worker.is_changed():
-                self.worker.push(name)  # for the sessions that it holds
-            elif mixed:
-                raise HarnessError(
-                    f"The fixture {name} stores something for all tests of its scope, but was asked for in the midst "
-                    "of a test that had changed the database before. Ask for it in the test's signature."
-                )
-            elif self.worker.push(name):
+            if self.worker.push(name, before):
                 finalizers[-1] = self._after_level
-        self._see()
+        if not begun:
+            self._see()
 
     def _after_fixture(self) -> None:
         """Undo what the tear-down of a wider fixture did."""

@@ -7,7 +7,7 @@ included. The counts of a session are complete when it has ended, or was told to
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from psycopg import Cursor
@@ -97,6 +97,10 @@ class Reading:
     shared: int
     prepared: Collection[str]
     sequences: frozenset[int]
+
+    def is_as(self, other: Reading) -> bool:
+        """Whether nothing changed between the two."""
+        return replace(self, sessions={}) == replace(other, sessions={})
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ _REMEMBERED = re.compile(
     r";\s*\w|\b(?:set_config|setseed|dblink\w*|pg_advisory_(?:unlock\w*|lock\w*)|pg_try_advisory_lock\w*)\b",
     re.IGNORECASE,
 )
+_HIDES = re.compile(r"\bset(?:_config)?\b[^;]*\btrack_counts\b", re.IGNORECASE)
 _DEFINES = re.compile(
     r"(?:^|;)\s*(?:/\*.*?\*/\s*|--[^\n]*\n\s*)*"
     r"(?:alter|call|create|do|drop|import|refresh|reindex|security)\b",
@@ -60,6 +61,8 @@ class KeptConnections:
         """Whether one was given out since this was last set."""
         self.enabled = True
         """False where functions of the database do what a session remembers: any query may call one."""
+        self.uncounted = False
+        """Whether a test told Postgres not to count what it changes."""
         self._database = database
         self._loop: asyncio.AbstractEventLoop | None = None
         self._records: list[
@@ -106,7 +109,7 @@ class KeptConnections:
 
     def begin(self) -> None:
         """A test begins."""
-        self._doubtful = False
+        self._doubtful = self.uncounted = False
 
     def doubt(self) -> None:
         """A test changes the schema, or ends sessions: for the rest of it, nothing is kept or given out.
@@ -239,6 +242,8 @@ class _Watched(asyncpg.Connection):  # type: ignore[misc]
         )
         if _DEFINES.search(query) or _ENDS.search(query):
             self._keeper.doubt()
+        if _HIDES.search(query):
+            self._keeper.uncounted = True
 
     def _note(self, *, plain: bool) -> None:
         self._spoken = True

@@ -179,10 +179,7 @@ class WorkerDatabase:
     def describe_open_sessions(self) -> list[str]:
         """What others have open in the database at this moment, a line each."""
         found = changes.sessions(self._connection, self._putback.oid)
-        kept = self._kept.processes if self._kept else set()
-        return databases.describe_sessions(
-            self._connection, found.keys() - {self._putback.process} - kept
-        )
+        return databases.describe_sessions(self._connection, self._not_ours(found.keys()))
 
     def renew(self) -> None:
         """Have a database whose golden rows no test has touched, whatever was put back."""
@@ -202,6 +199,8 @@ class WorkerDatabase:
         now = self._read(repeat=not keep)
         left = Left()
         left.sessions, now = self._end_sessions(now)
+        if self._kept is not None and self._kept.uncounted:
+            now = None
         if now is not None and now.shared != self._shared:
             left.shared = self._look_at_server(now)
         if now is not None and now.prepared:
@@ -227,8 +226,27 @@ class WorkerDatabase:
 
     def _others(self, sessions: Set[int]) -> set[int]:
         """Sessions that are neither ours, nor kept, nor a wider fixture's."""
-        ours = {self._putback.process} | (self._kept.processes if self._kept else set())
-        return set(sessions - ours - self._wide.keys())
+        return self._not_ours(sessions) - self._wide.keys()
+
+    def _not_ours(self, sessions: Set[int]) -> set[int]:
+        return set(sessions - {self._putback.process} - (self._kept.processes if self._kept else set()))
+
+    def _staying(self, now: Reading | None) -> tuple[set[int], Reading | None]:
+        """Wait a moment for sessions to leave.
+
+        Returns:
+            Those that don't; what Postgres has counted with those that did.
+        """
+        oid = self._putback.oid
+        found = now.sessions if now is not None else changes.sessions(self._connection, oid)
+        others = self._others(found.keys())
+        if not others:
+            return others, now
+        for _ in polls(_GRACE):
+            others = self._others(changes.sessions(self._connection, oid).keys())
+            if not others:
+                break
+        return others, self._read()
 
     def _end_sessions(self, now: Reading | None) -> tuple[list[str], Reading | None]:
         """Wait a moment for sessions to leave, end those that don't, and read again.
@@ -236,20 +254,15 @@ class WorkerDatabase:
         Returns:
             A line for each that was left open; what Postgres has counted with all of them.
         """
-        oid = self._putback.oid
-        found = now.sessions if now is not None else changes.sessions(self._connection, oid)
-        if not self._others(found.keys()):
+        others, now = self._staying(now)
+        if not others:
             return [], now
-        for _ in polls(_GRACE):
-            others = self._others(changes.sessions(self._connection, oid).keys())
-            if not others:
-                return [], self._read()
         lines = databases.describe_sessions(self._connection, others)
         self.statistics.leaks += len(lines)
         databases.terminate(
             self._connection,
             self._environment.database,
-            lambda: others & changes.sessions(self._connection, oid).keys(),
+            lambda: others & changes.sessions(self._connection, self._putback.oid).keys(),
         )
         more = [f"  … and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
         return lines[:_SHOWN] + more, self._read()
@@ -259,8 +272,8 @@ class WorkerDatabase:
         if now is None or not self._wide:
             return set()
         used = {p for p, active in self._wide.items() if now.sessions.get(p, active) != active}
-        kept = self._kept.processes if self._kept is not None else set()
-        self._wide = {p: now.sessions[p] for p in self._wide.keys() - kept if p in now.sessions}
+        still = self._not_ours(self._wide.keys()) & now.sessions.keys()
+        self._wide = {process: now.sessions[process] for process in still}
         return self._putback.differing() if used else set()
 
     def _look_at_server(self, now: Reading) -> list[str]:
@@ -292,31 +305,47 @@ class WorkerDatabase:
 
     # --- around a fixture that is wider than a test ---------------------------------------------
 
-    def is_changed(self) -> bool:
-        """Whether the database differs from what is put back to, as far as can be seen now."""
-        now = self._read()
-        return now is None or not self._putback.is_unchanged(now)
+    def look(self) -> Reading | None:
+        """Before the set-up of a wider fixture, in the midst of a test: for `push()`."""
+        return self._read()
 
-    def push(self, fixture: str) -> bool:
+    def push(self, fixture: str, before: Reading | None) -> bool:
         """After the set-up of a wider fixture: what it changed becomes what is put back to.
 
         Args:
             fixture: for messages.
+            before: what a test had done before it asked for the fixture; None where it had not begun.
 
         Returns:
             Whether it changed anything, and `pop()` is to follow.
 
         Raises:
-            HarnessError: it changed more than rows, and holds a session open.
+            HarnessError: it changed more than rows, and holds a session open; or the test had changed
+                something, too.
         """
+        of_test = before.sessions if before is not None else {}
         now = self._read()
+        held: set[int] = set()
+        if now is None or self._others(now.sessions.keys()) - of_test.keys():
+            held, now = self._staying(now)
         if now is None:
             raise HarnessError(f"The fixture {fixture} left a database that can't be read.")
-        for process in self._others(now.sessions.keys()):
-            self._wide[process] = now.sessions[process]
-        if self._putback.is_unchanged(now):
+        held = (held - of_test.keys()) | self._wide.keys()
+        held = self._not_ours(held) & now.sessions.keys()
+        self._wide = {process: now.sessions[process] for process in held}
+        unseen = self._putback.differing() if self._wide else set()
+        if not unseen and self._putback.is_unchanged(now):
             return False
+        if before is not None and not self._putback.is_unchanged(before):
+            if not unseen and now.is_as(before):
+                return False
+            raise HarnessError(
+                f"The fixture {fixture} stores something for all tests of its scope, but was asked for in the midst "
+                "of a test that had changed the database before. Ask for it in the test's signature."
+            )
         changed = self._putback.changed(now)
+        if changed is not None:
+            changed |= unseen
         inside = self._putback.connection
         own = content.read(inside, changed) if changed is not None else {}
         if (
