@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from .harness import Harness, Summary
 from .recipe import Recipe
 from .servers import guard
 
-pytest_plugins = [f"{__package__}.checks.offline", f"{__package__}.fixtures"]
+pytest_plugins = [
+    f"{__package__}.{name}" for name in ("checks.offline", "checks.read_only", "fixtures")
+]
 
 HARNESS = pytest.StashKey[Harness]()
 
@@ -74,6 +77,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.option.setuponly:  # shows the fixtures of each test, which takes no server
+        config.option.setupplan = True
     for marker in _MARKERS:
         config.addinivalue_line("markers", marker)
     try:
@@ -126,16 +131,21 @@ def needs_database(item: pytest.Item) -> bool:
     return known
 
 
-def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
-    """Start where the header can still tell of it. What fails here fails the first test."""
-    if config.option.collectonly or not any(needs_database(item) for item in items):
-        return []
-    harness = config.stash[HARNESS]
-    try:
-        harness.start()
-    except Exception:
-        return []
-    return harness.header
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Start where the first lines can still tell of it. What fails here fails the first test.
+
+    Commands that only show something come here without tests, or not at all.
+    """
+    options = session.config.option
+    if options.collectonly or options.setupplan or session.testsfailed:
+        return
+    harness = session.config.stash[HARNESS]
+    if any(needs_database(item) for item in session.items):
+        with suppress(Exception):
+            harness.start()
+        for line in harness.header:
+            _say(session.config, line)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -151,13 +151,21 @@ def _numeric(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 def _is_allowed(host: str, port: int | None) -> bool:
     host = host.rstrip(".").lower()
-    if not {host, f"{host}:{port}", f"[{host}]:{port}"}.isdisjoint(setting(SETTING)):
-        return True
-    if port is None and any(s.rpartition(":")[0] == host for s in setting(SETTING)):
-        return True
+    if port is None:
+        return any(name == host for name, _ in _allowed())
+    return not {(host, None), (host, port)}.isdisjoint(_allowed())
+
+
+@functools.cache  # asked of each connection that would leave this machine
+def _allowed() -> set[tuple[str, int | None]]:
+    """Hosts and ports that tests may reach; without a port, all of a host's."""
+    found: set[tuple[str, int | None]] = set()
+    for name in setting(SETTING):
+        host, colon, port = name.rpartition(":")
+        with_port = colon and port.isdecimal() and _numeric(name) is None
+        found.add((host.strip("[]"), int(port)) if with_port else (name.strip("[]"), None))
     given = filter(None, (_environment.external_url, _environment.external_redis_url))
-    servers = [server for address in map(read, given) if address for server in address.servers]
-    return (host, port) in servers or (port is None and host in {name for name, _ in servers})
+    return found.union(*(address.servers for address in map(read, given) if address))
 
 
 def _refuse_unit_test() -> None:
@@ -220,6 +228,7 @@ def install(current: Environment) -> None:
     """Watch the ways to a server, for the rest of the process."""
     global _installed, _environment, _targets  # noqa: PLW0603
     _environment, _targets = current, _servers(current)
+    _allowed.cache_clear()
     _of_a_test.set(True)
     if _installed:  # pytest may run more than once in a process
         return

@@ -229,7 +229,9 @@ class WorkerDatabase:
         return self._not_ours(sessions) - self._wide.keys()
 
     def _not_ours(self, sessions: Set[int]) -> set[int]:
-        return set(sessions - {self._putback.process} - (self._kept.processes if self._kept else set()))
+        return set(
+            sessions - {self._putback.process} - (self._kept.processes if self._kept else set())
+        )
 
     def _staying(self, now: Reading | None) -> tuple[set[int], Reading | None]:
         """Wait a moment for sessions to leave.

@@ -8,7 +8,6 @@ changes it.
 
 from __future__ import annotations
 
-import functools
 import ipaddress
 import os
 import re
@@ -195,7 +194,6 @@ def _check_host(url: Address, variable: str, why: str) -> None:
             )
 
 
-@functools.cache
 def setting(name: str) -> frozenset[str]:
     """The hosts of a setting of pytest in pyproject.toml, in lower case."""
     path = ROOT / "pyproject.toml"
