@@ -30,7 +30,7 @@ _COUNT = " SELECT pg_stat_force_next_flush()"
 _ENDS_OF_TRANSACTIONS = ("COMMIT;", "ROLLBACK;")  # as asyncpg sends them
 
 # What leaves nothing behind, but for what the second names: more statements in one, and functions
-# of sessions. A setting of one's own (`app.tenant`) leaves an empty one, even when it is local.
+# of sessions. A setting of one's own (`my.tenant`) leaves an empty one, even when it is local.
 _PLAIN = re.compile(
     r"\s*(?:begin|commit|delete|insert|merge|release|rollback|savepoint|select|show|update|values|with"
     r"|set\s+local\s+\w+\s*(?:=|to\b))",
