@@ -362,7 +362,7 @@ def test_broken_rules(workers: list[str], small: Small, complete: Any) -> None:
 
 
 def test_anyio_first_and_last(small: Small) -> None:
-    """The session's fixtures stay on the loop of the session, where each of the tests has another."""
+    """The session's fixtures stay on the session's loop, where each test has another."""
     assert results(small, ANYIO, "-o", "asyncio_mode=strict") == {}
 
 

@@ -1,4 +1,4 @@
-"""What a fixture of a wider scope than the test stores is there for its scope, whatever tests do."""
+"""What a fixture of a wider scope than the test stores: there for its scope, whatever tests do."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def add(name):
 
 def names():
     """Of customers that are not from the seeder."""
-    return [name for (name,) in sql(f"SELECT full_name FROM customers WHERE id > {SEEDED} ORDER BY id")]
+    found = sql(f"SELECT full_name FROM customers WHERE id > {SEEDED} ORDER BY id")
+    return [name for (name,) in found]
 
 
 def spoil():
@@ -79,9 +80,9 @@ async def by_psycopg():
 
 
 async def by_a_subprocess():
-    code = f"import psycopg; c = psycopg.connect({URL!r}); c.execute(sys.argv[1]); c.commit(); c.close()"
+    code = "import psycopg, sys; psycopg.connect(sys.argv[1], autocommit=True).execute(sys.argv[2])"
     insert = "INSERT INTO customers (full_name, email) VALUES ('wide', 'wide@example.org')"
-    subprocess.run([sys.executable, "-c", f"import sys; {code}", insert], check=True)
+    subprocess.run([sys.executable, "-c", code, URL, insert], check=True)
 
 
 async def by_another_loop():
@@ -221,13 +222,15 @@ def test_nothing_is_defined(of_the_module):
 
 @pytest.fixture(scope="class")
 def many():
-    sql("INSERT INTO customers (full_name, email) SELECT repeat('m', 90), i || '@example.org' FROM generate_series(1, 5000) i")
+    values = "SELECT repeat('m', 90), i || '@example.org' FROM generate_series(1, 5000) i"
+    sql(f"INSERT INTO customers (full_name, email) {values}")
 
 
 class TestMany:
     @pytest.mark.parametrize("number", range(3))
     def test_many(self, many, number):
-        assert sql("SELECT count(*), count(*) FILTER (WHERE full_name ~ '^m+$') FROM customers") == [(5008, 5000)]
+        counts = "count(*), count(*) FILTER (WHERE full_name ~ '^m+$')"
+        assert sql(f"SELECT {counts} FROM customers") == [(5008, 5000)]
         [spoil, replace, spoil][number]()
 
 
@@ -297,7 +300,8 @@ def test_no_more_counted():
 async def pooled():
     engine = create_async_engine(settings.database_url)
     async with engine.begin() as connection:
-        await connection.execute(text("INSERT INTO customers (full_name, email) VALUES ('pooled', 'p@example.org')"))
+        values = "('pooled', 'pooled@example.org')"
+        await connection.execute(text(f"INSERT INTO customers (full_name, email) VALUES {values}"))
     yield engine
     await engine.dispose()
 
@@ -381,8 +385,9 @@ def test_no_more_late():
     assert sql("SELECT count(*) FROM customers") == [(8,)]
 '''
 
-LATE = '''\
+LATE = """\
 import os
+
 import psycopg
 import pytest
 
@@ -403,14 +408,25 @@ def names():
     return [name for (name,) in sql("SELECT full_name FROM customers WHERE id > 5 ORDER BY id")]
 
 
-@pytest.fixture(scope="session")
-def of_the_session():
-    add("session")
+def spoil():
+    sql("DELETE FROM customers WHERE id > 3")
+
+
+def replace():
+    spoil()
+    sql("CREATE TABLE hostile (i int)")
 
 
 @pytest.fixture(scope="class")
 def of_the_class():
+    sql("UPDATE customers SET phone = '1' WHERE id = 1")
     add("class")
+
+
+@pytest.fixture(scope="session")
+def of_the_session():
+    add("session")
+    sql("UPDATE customers SET phone = '2' WHERE id = 2")
 
 
 class TestFirst:
@@ -419,19 +435,56 @@ class TestFirst:
 
     def test_session_is_asked_for_later(self, of_the_class, of_the_session):
         assert names() == ["class", "session"]
-        sql("DELETE FROM customers WHERE id > 5")
+        spoil()
 
     def test_both(self, of_the_class):
         assert names() == ["class", "session"]
+        replace()
+
+    def test_both_again(self):
+        assert names() == ["class", "session"]
+        assert sql("SELECT id FROM customers WHERE phone IN ('1', '2') ORDER BY 1") == [(1,), (2,)]
 
 
 class TestSecond:
     def test_session_alone(self):
         assert names() == ["session"]
+        replace()
 
     def test_again(self, of_the_session):
         assert names() == ["session"]
-'''
+        assert sql("SELECT id FROM customers WHERE phone IN ('1', '2')") == [(2,)]
+
+
+@pytest.fixture(scope="module")
+def of_the_module():
+    add("module")
+    sql("CREATE TABLE defined AS SELECT 1")
+
+
+class TestThird:
+    def test_class(self, of_the_class):
+        assert names() == ["session", "class"]
+
+    def test_module_is_asked_for_later(self, of_the_class, of_the_module):
+        assert names() == ["session", "class", "module"]
+        replace()
+
+    def test_both(self, of_the_class):
+        assert names() == ["session", "class", "module"]
+        assert sql("SELECT * FROM defined") == [(1,)]
+
+
+class TestFourth:
+    def test_module_and_session(self):
+        assert names() == ["session", "module"]
+        replace()
+
+    def test_again(self):
+        assert names() == ["session", "module"]
+        assert sql("SELECT * FROM defined") == [(1,)]
+        assert sql("SELECT id FROM customers WHERE phone IN ('1', '2')") == [(2,)]
+"""
 
 # What a fixture may not do, and what it is told.
 REFUSED = """\
@@ -441,19 +494,19 @@ import psycopg
 import pytest
 
 URL = os.environ["DATABASE_URL"].replace("+asyncpg", "")
+ADD = "INSERT INTO customers (full_name, email) VALUES ('Mallory', '{}@example.org')"
+LEAKED = []
 
 
 def sql(statement):
     with psycopg.connect(URL) as connection:
-        connection.execute(statement)
+        cursor = connection.execute(statement)
+        return cursor.fetchall() if cursor.description else []
 
 
 def names():
-    with psycopg.connect(URL) as connection:
-        return connection.execute("SELECT full_name FROM customers WHERE id > 5").fetchall()
-
-
-ADD = "INSERT INTO customers (full_name, email) VALUES ('Mallory', '{}@example.org')"
+    assert sql("SELECT to_regclass('defined')") == [(None,)]
+    return [name for (name,) in sql("SELECT email FROM customers WHERE id > 5 ORDER BY id")]
 
 
 @pytest.fixture(scope="class")
@@ -484,8 +537,7 @@ class TestHolds:
 
 
 def test_passes_2():
-    with psycopg.connect(URL) as connection:
-        assert connection.execute("SELECT to_regclass('defined')").fetchone() == (None,)
+    assert names() == []
 
 
 @pytest.fixture(scope="class")
@@ -511,9 +563,6 @@ def leaks():
     LEAKED.append(connection)
 
 
-LEAKED = []
-
-
 class TestLeaks:
     def test_passes_4(self, leaks):
         pass
@@ -524,13 +573,54 @@ class TestLeaks:
 
 def test_passes_5():
     assert names() == []
+
+
+@pytest.fixture(scope="module")
+def changes_what_stores_stored():
+    sql("UPDATE customers SET email = 'changed' WHERE email = 'stores@example.org'")
+
+
+class TestChanged:
+    def test_passes_6(self, stores):
+        assert names() == ["stores@example.org"]
+
+    def test_changed(self, stores, changes_what_stores_stored):
+        assert names() == ["changed"]
+
+
+def test_passes_7():
+    assert names() == []
+
+
+@pytest.fixture(scope="class")
+def defines():
+    sql("CREATE TABLE defined (i int)")
+
+
+@pytest.fixture(scope="module")
+def stores_for_all():
+    sql(ADD.format("all"))
+
+
+class TestDefined:
+    def test_passes_8(self, defines):
+        assert sql("SELECT count(*) FROM defined") == [(0,)]
+
+    def test_defined(self, defines, stores_for_all):
+        assert sql("SELECT count(*) FROM defined") == [(0,)]
+
+
+def test_passes_9():
+    assert names() == []
 """
 
 SAYS = {
-    "stores_late": "The fixture stores stores something for all tests of its scope, but was asked for in the midst",
+    "stores_late": "but was asked for in the midst of a test that had changed the database",
     "holds": "The fixture defines_and_holds changed more than rows",
     "fails_in_its_fixture": "on purpose",
-    "last_of_its_class": "leaked by the fixture",
+    "last_of_its_class": "A fixture left database sessions open",
+    "changed": "The fixture stores ends before changes_what_stores_stored",
+    "defined": "The fixture defines ends before stores_for_all",
 }
 
 
@@ -544,7 +634,7 @@ def test_fixtures_of_wider_scopes(workers: list[str], small: Small) -> None:
 def test_fixture_of_a_wider_scope_that_is_asked_for_later(small: Small) -> None:
     """When a narrower one is there already, which then goes before it."""
     outcome = small.tried(LATE)
-    assert (outcome.status, outcome.counts) == (0, {"passed": 5}), outcome.output[-6000:]
+    assert (outcome.status, outcome.counts) == (0, {"passed": 11}), outcome.output[-6000:]
 
 
 def test_what_a_fixture_may_not_do(small: Small) -> None:

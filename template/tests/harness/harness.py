@@ -18,7 +18,7 @@ from .recipe import Recipe
 if TYPE_CHECKING:
     from .golden.databases import Connection
     from .isolation.connections import KeptConnections
-    from .isolation.worker import WorkerDatabase
+    from .isolation.worker import Stored, WorkerDatabase
     from .servers.postgres import EmbeddedServer
 
 _KEPT_DATABASES = 5  # of failing tests, in one run
@@ -348,34 +348,25 @@ class Harness:
         begun = not self._is_untouched()  # a test, in whose midst it is
         with self._explained():
             before = self.worker.look() if begun else None
-        finalizers.append(self._after_fixture)
+        stored: list[Stored] = []
+        finalizers.append(lambda: self._after_fixture(*stored))
         yield
         if self._is_untouched():
             return
         with self._explained():
-            if self.worker.push(name, before):
-                finalizers[-1] = self._after_level
+            stored.append(self.worker.push(name, before))
         if not begun:
             self._see()
 
-    def _after_fixture(self) -> None:
-        """Undo what the tear-down of a wider fixture did."""
-        if not self._started or self._dirty or self._is_untouched():
+    def _after_fixture(self, stored: Stored | None = None) -> None:
+        """Undo what a wider fixture stored, and what its tear-down did."""
+        if not self._started or (stored is None and (self._dirty or self._is_untouched())):
             return
         with self._explained():
-            found = self.worker.settle()
+            sessions = self.worker.pop(stored) if stored else self.worker.settle().sessions
         self._see()
-        if found.sessions:
-            self._left.append(
-                "A fixture left database sessions open:\n" + "\n".join(found.sessions)
-            )
-
-    def _after_level(self) -> None:
-        """Undo what a wider fixture stored."""
-        if self._started:
-            with self._explained():
-                self.worker.pop()
-            self._see()
+        if sessions:
+            self._left.append("A fixture left database sessions open:\n" + "\n".join(sessions))
 
     # --- for the report of a test that failed ---------------------------------------------------
 

@@ -99,8 +99,8 @@ class Reading:
     sequences: frozenset[int]
 
     def is_as(self, other: Reading) -> bool:
-        """Whether nothing changed between the two."""
-        return replace(self, sessions={}) == replace(other, sessions={})
+        """Whether nothing changed in the database between the two."""
+        return replace(self, sessions={}, shared=0) == replace(other, sessions={}, shared=0)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ taken back, from tables that nothing reacts to, in the order of their foreign ke
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import functools
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from ..golden.databases import Connection
@@ -53,7 +55,7 @@ class Table:
         parents: tables to which it has foreign keys.
         columns: those that can be stored, quoted.
         content: number of rows and their hash; None for a large table.
-        rows: as they stand in an INSERT; None for a large table.
+        rows: each as it stands in an INSERT; None for a large table.
     """
 
     oid: int
@@ -64,7 +66,7 @@ class Table:
     parents: Collection[int]
     columns: str
     content: tuple[int, str] | None = None
-    rows: str | None = None
+    rows: Sequence[str] | None = None
 
     @property
     def measure(self) -> str:
@@ -77,12 +79,36 @@ class Table:
         begin = f"ctid >= '({max(self.pages - 1, 0)},0)' AND " if self.rows is None else ""
         return f"DELETE FROM ONLY {self.name} WHERE {begin}xmin::text::bigint > {since}"
 
-    @property
+    @functools.cached_property
     def insert(self) -> str:
         """SQL that stores the rows."""
-        return (
-            f"INSERT INTO {self.name} ({self.columns}) OVERRIDING SYSTEM VALUE VALUES {self.rows}"
+        rows = ",".join(self.rows or ())
+        return f"INSERT INTO {self.name} ({self.columns}) OVERRIDING SYSTEM VALUE VALUES {rows}"
+
+    def without(self, before: Table, after: Table) -> Table | None:
+        """This content, had another change not been made.
+
+        Args:
+            before: the content before that change.
+            after: the content after it, and before what led to this one.
+
+        Returns:
+            None if that can't be told: what it stored was changed since, or a table is large.
+        """
+        if self.rows is None or before.rows is None or after.rows is None:
+            return None
+        old, new, rows = Counter(before.rows), Counter(after.rows), Counter(self.rows)
+        if not new - old <= rows:
+            return None
+        rows = rows - (new - old) + (old - new)
+        # The hash of rows is the sum of theirs.
+        contents = [table.content or (0, "0") for table in (self, before, after)]
+        numbers, hashes = zip(*contents, strict=True)
+        content = (
+            numbers[0] + numbers[1] - numbers[2],
+            str(int(hashes[0]) + int(hashes[1]) - int(hashes[2])),
         )
+        return replace(self, rows=list(rows.elements()), content=content)
 
 
 def read(connection: Connection, only: Collection[int] | None = None) -> dict[int, Table]:
@@ -93,7 +119,7 @@ def read(connection: Connection, only: Collection[int] | None = None) -> dict[in
         only: read these alone.
     """
     where = "" if only is None else f"AND c.oid = ANY(ARRAY[{', '.join(map(str, only))}]::oid[])"
-    found = {}
+    found, small = {}, {}
     for oid, name, size, columns, reacts, guarded, parents in connection.execute(
         _TABLES.format(only=where)
     ):
@@ -101,20 +127,19 @@ def read(connection: Connection, only: Collection[int] | None = None) -> dict[in
         found[oid] = Table(oid, name, pages, reacts, guarded, set(parents), ", ".join(columns))
         if size <= _SMALL and columns:
             literals = " || ',' || ".join(f"quote_nullable({column}::text)" for column in columns)
-            found[oid] = replace(found[oid], rows=literals)
-    small = [table for table in found.values() if table.rows is not None]
+            small[oid] = literals
     if small:
         cursor = connection.execute(
             "; ".join(
-                f"{table.measure}; SELECT coalesce(string_agg('(' || {table.rows} || ')', ','), '') "
-                f"FROM ONLY {table.name}"
-                for table in small
+                f"{found[oid].measure}; SELECT '(' || {literals} || ')' FROM ONLY {found[oid].name}"
+                for oid, literals in small.items()
             )
         )
-        for table in small:
+        for oid in small:
             content = cursor.fetchall()[0]
             cursor.nextset()
-            found[table.oid] = replace(table, content=content, rows=cursor.fetchall()[0][0])
+            rows = [row for (row,) in cursor.fetchall()]
+            found[oid] = replace(found[oid], content=content, rows=rows)
             cursor.nextset()
     return found
 

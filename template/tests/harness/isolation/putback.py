@@ -34,21 +34,40 @@ _TOO_MANY = 20_000
 """Dead rows of a large table from which its database is replaced: to vacuum its indexes takes longer."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Level:
     """What a database is put back to.
 
     Attributes:
         tables: by oid.
         sequences: by oid.
-        own: tables that differ from those of the level below.
+        own: tables that differ from those of the level below, or of the template.
         template: a database that holds all this, where more than rows differs.
+        fixture: whose level it is, for messages.
     """
 
     tables: Mapping[int, Table]
     sequences: Mapping[int, Sequence]
     own: Collection[int] = ()
     template: str | None = None
+    fixture: str = ""
+
+    def take_out(self, gone: Level, below: Level) -> bool:
+        """Become what this would be, had a level between it and `below` not been there.
+
+        Returns:
+            False if that can't be told.
+        """
+        tables = dict(self.tables)
+        for oid in gone.own:
+            without = tables[oid].without(below.tables[oid], gone.tables[oid])
+            if without is None:
+                return False
+            tables[oid] = without
+        self.tables = tables
+        if self.template is not None:  # it holds that level's rows
+            self.own = {*self.own, *gone.own}
+        return gone.template is None
 
 
 @dataclass(frozen=True)

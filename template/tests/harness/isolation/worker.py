@@ -43,6 +43,14 @@ class Left:
     kept: str | None = None
 
 
+@dataclass
+class Stored:
+    """What the set-up of a wider fixture left: sessions, and what is put back to since."""
+
+    sessions: set[int] = field(default_factory=set)
+    level: Level | None = None
+
+
 class WorkerDatabase:
     """The worker's database: `open()`, then `settle()` after each test, then `close()`."""
 
@@ -300,7 +308,7 @@ class WorkerDatabase:
         self._since_replaced = 0
         own: set[int] = set()
         for level in self._levels[1:]:
-            own = set() if level.template else own | set(level.own)
+            own = set(level.own) if level.template else own | set(level.own)
         if own and not self._putback.rewrite(own):
             raise HarnessError("What a wider fixture stored could not be stored in a new database.")
         return old
@@ -311,15 +319,15 @@ class WorkerDatabase:
         """Before the set-up of a wider fixture, in the midst of a test: for `push()`."""
         return self._read()
 
-    def push(self, fixture: str, before: Reading | None) -> bool:
+    def push(self, fixture: str, before: Reading | None) -> Stored:
         """After the set-up of a wider fixture: what it changed becomes what is put back to.
 
         Args:
-            fixture: for messages.
+            fixture: its name, for messages.
             before: what a test had done before it asked for the fixture; None where it had not begun.
 
         Returns:
-            Whether it changed anything, and `pop()` is to follow.
+            What `pop()` is to be told.
 
         Raises:
             HarnessError: it changed more than rows, and holds a session open; or the test had changed
@@ -332,22 +340,23 @@ class WorkerDatabase:
             held, now = self._staying(now)
         if now is None:
             raise HarnessError(f"The fixture {fixture} left a database that can't be read.")
-        held = (held - of_test.keys()) | self._wide.keys()
-        held = self._not_ours(held) & now.sessions.keys()
-        self._wide = {process: now.sessions[process] for process in held}
+        stored = Stored(sessions=(held - of_test.keys()) & now.sessions.keys())
+        self._wide |= {process: now.sessions[process] for process in stored.sessions}
         unseen = self._putback.differing() if self._wide else set()
         if not unseen and self._putback.is_unchanged(now):
-            return False
+            return stored
         if before is not None and not self._putback.is_unchanged(before):
             if not unseen and now.is_as(before):
-                return False
+                return stored
             raise HarnessError(
                 f"The fixture {fixture} stores something for all tests of its scope, but was asked for in the midst "
                 "of a test that had changed the database before. Ask for it in the test's signature."
             )
         changed = self._putback.changed(now)
-        if changed is not None:
-            changed |= unseen
+        stored.level = self._new_level(fixture, None if changed is None else changed | unseen, now)
+        return stored
+
+    def _new_level(self, fixture: str, changed: set[int] | None, now: Reading) -> Level:
         inside = self._putback.connection
         own = content.read(inside, changed) if changed is not None else {}
         if (
@@ -357,42 +366,66 @@ class WorkerDatabase:
         ):
             sequences = {s.oid: s for s in changes.read_sequences(inside)}
             tables = {**self._levels[-1].tables, **own}
-            self._levels.append(Level(tables, sequences, own=changed))
+            level = Level(tables, sequences, own=changed, fixture=fixture)
+            self._levels.append(level)
             self._putback.accept(now)
-            return True
-        if self._wide:
-            who = "\n".join(databases.describe_sessions(self._connection, self._wide.keys()))
+            return level
+        if open_ := self._not_ours(now.sessions.keys()):
+            who = "\n".join(databases.describe_sessions(self._connection, open_))
             raise HarnessError(
                 f"The fixture {fixture} changed more than rows, and the database that its tests start from is to "
                 f"be copied, but sessions of it are open. Close them before the fixture yields:\n{who}"
             )
         level = _read_level(inside)
+        level.fixture, level.template = fixture, self._clones.new_name("t")
         self._putback.close()
         if self._kept is not None:
             self._kept.discard()
-        template = self._clones.new_name("t")
         databases.disconnect(self._connection, self._environment.database)
-        databases.create(self._connection, template, self._environment.database)
-        self._levels.append(Level(level.tables, level.sequences, template=template))
+        databases.create(self._connection, level.template, self._environment.database)
+        self._levels.append(level)
         self._clones.forget_spares()
         self._replace()
-        return True
+        return level
 
-    def pop(self) -> None:
-        """After the tear-down of a wider fixture: what was there before it is put back.
+    def pop(self, stored: Stored) -> list[str]:
+        """After the tear-down of a wider fixture: what it stored goes, and what it left open.
+
+        Args:
+            stored: what `push()` returned.
+
+        Returns:
+            A line for each session that it left open.
 
         Raises:
-            HarnessError: that can't be done.
+            HarnessError: fixtures that were set up later are still there, and what they stored can't be told
+                from this one's. It goes, too.
         """
-        gone = self._levels.pop()
-        if gone.template is not None:
+        for process in stored.sessions:
+            self._wide.pop(process, None)
+        gone = stored.level
+        if gone is None or gone not in self._levels:
+            return self.settle().sessions
+        left, now = self._end_sessions(self._read())
+        at = self._levels.index(gone)
+        below, above = self._levels[at - 1], self._levels[at + 1 :]
+        told_apart = all(level.take_out(gone, below) for level in above)
+        self._levels[at:] = above if told_apart else []
+        removed = [gone] if told_apart else [gone, *above]
+        templates = [level.template for level in removed if level.template is not None]
+        if templates:
             self._clones.forget_spares()
+        if templates or not told_apart or now is None or not self._putback.rewrite(gone.own):
             self._replace()
-            self._clones.drop(gone.template)
-        else:
-            _, now = self._end_sessions(self._read())
-            if now is None or not self._putback.rewrite(gone.own):
-                self._replace()
+        for name in templates:
+            self._clones.drop(name)
+        if not told_apart:
+            others = ", ".join(level.fixture for level in above)
+            raise HarnessError(
+                f"The fixture {gone.fixture} ends before {others}, of a wider scope but asked for later, and what they "
+                f"stored can't be told apart: it went with it. Let {gone.fixture} ask for the wider one."
+            )
+        return left
 
 
 def _read_level(inside: Connection) -> Level:
