@@ -119,8 +119,7 @@ async def db_session(
     """
     _ready(enterprise_database_setup, request)
     session = _new_session()
-    if hasattr(session, "sync_session"):
-        _keep_to_loop(session.sync_session)
+    raised = _keep_to_loop(session.sync_session) if hasattr(session, "sync_session") else []
     attempt(request.node).session = session
     async with AsyncExitStack() as stack:
         if hasattr(session, "__aenter__"):
@@ -128,21 +127,31 @@ async def db_session(
         else:
             stack.enter_context(session)
         yield session
+    if raised and not attempt(request.node).failed:
+        raise raised[0]
 
 
-def _keep_to_loop(session: Any) -> None:
-    """A connection can be used, and closed, on the event loop alone on which it was opened."""
+def _keep_to_loop(session: Any) -> list[HarnessError]:
+    """A connection can be used, and closed, on the event loop alone on which it was opened.
+
+    Returns:
+        Gets what is raised: who calls the session may swallow it.
+    """
     here, get_bind = asyncio.get_running_loop(), session.get_bind
+    raised = []
 
     def checked(*args: Any, **kwargs: Any) -> Any:  # called before each statement
         if asyncio._get_running_loop() not in (here, None):
-            raise HarnessError(
+            error = HarnessError(
                 "db_session was used on another event loop than that of its fixture, which is the whole run's. "
                 "On a loop of its own, as by loop_scope or asyncio.run(), a test opens a session of its own."
             )
+            raised.append(error)
+            raise error
         return get_bind(*args, **kwargs)
 
     session.get_bind = checked
+    return raised
 
 
 @pytest_asyncio.fixture

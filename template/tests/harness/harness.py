@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from .isolation.worker import Stored, WorkerDatabase
     from .servers.postgres import EmbeddedServer
 
-_KEPT_DATABASES = 5  # of failing tests, in one run
-
 
 @dataclass
 class Summary:
@@ -285,7 +283,7 @@ class Harness:
             return left
         self._dirty = True
         with self._explained():
-            found = self.worker.settle(keep=failed and self._may_keep())
+            found = self.worker.settle(keep=failed)
         self._dirty = False
         self._see()
         if found.kept:
@@ -316,18 +314,6 @@ class Harness:
             self._log_seen = self._server.log_size()
         if self._kept is not None:
             self._kept.used = False
-
-    def _may_keep(self) -> bool:
-        """Whether there is room for the database of one more failing test of this run."""
-        from .golden import databases
-
-        assert self._connection is not None
-        mine = [
-            d
-            for d in databases.ours(self._connection)
-            if d.kind == "k" and d.run == self.environment.run
-        ]
-        return len(mine) < _KEPT_DATABASES
 
     # --- around a fixture of a wider scope ------------------------------------------------------
 

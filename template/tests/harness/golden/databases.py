@@ -47,6 +47,7 @@ _INVALID = -2  # datconnlimit after an interrupted DROP DATABASE
 
 _RUN_LOCK = 0x61707001  # class of the advisory locks: "app" and a number
 _BUILD_LOCK = 0x61707002
+_KEEP_LOCK = 0x61707010  # and what follows
 
 _GOLDEN = r"app_g_[0-9a-f]{16}"
 _OF_A_RUN = (
@@ -395,6 +396,14 @@ def try_build_lock(connection: Connection, fingerprint: str) -> bool:
     """Take the right to build a golden database; True if it is ours now."""
     row = connection.execute(
         "SELECT pg_try_advisory_lock(%s, %s)", (_BUILD_LOCK, _key(fingerprint))
+    ).fetchone()
+    return row == (True,)
+
+
+def try_to_keep(connection: Connection, run: str, number: int) -> bool:
+    """Take one of the places for kept databases that the processes of a run share; True if it was free."""
+    row = connection.execute(
+        "SELECT pg_try_advisory_lock(%s, %s)", (_KEEP_LOCK + number, _key(run))
     ).fetchone()
     return row == (True,)
 

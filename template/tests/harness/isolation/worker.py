@@ -24,6 +24,7 @@ from .connections import KeptConnections
 from .putback import Level, PutBack, is_superuser
 
 _GRACE = 0.5  # seconds that a session has to leave after its test; a client closes before its backend ends
+_KEPT_DATABASES = 5  # of failing tests, in one run
 _SHOWN = 10  # sessions that a test left, of perhaps hundreds
 _LOCALITY = 20  # tests for which a spare is kept ready after a database was replaced
 
@@ -76,6 +77,7 @@ class WorkerDatabase:
         self._shared_objects: set[str] = set()
         self._wide: dict[int, str] = {}  # sessions that wider fixtures hold, when last active
         self._since_replaced = _LOCALITY
+        self._kept_databases: set[int] = set()
         self._clone_seconds = 0.0
 
     # --- begin and end ------------------------------------------------------------------------
@@ -198,7 +200,7 @@ class WorkerDatabase:
         """After a test: end what it left open, and put back what it changed.
 
         Args:
-            keep: leave the database to the user, if it was changed.
+            keep: leave the database to the user, if it was changed and there is room.
 
         Raises:
             HarnessError: it could be neither put back nor replaced.
@@ -217,12 +219,21 @@ class WorkerDatabase:
         if now is not None and not unseen and self._putback.is_unchanged(now):
             self.statistics.put_back += self._putback.repeated
             return left
+        keep = keep and self._may_keep()
         if not keep and now is not None and self._putback.put_back(now, unseen):
             self.statistics.put_back += 1
         else:
             old = self._replace(keep=keep)
             left.kept = old if keep else None
         return left
+
+    def _may_keep(self) -> bool:
+        """Whether there is room for one more database of a failing test; if so, it is taken."""
+        for number in set(range(_KEPT_DATABASES)) - self._kept_databases:
+            if databases.try_to_keep(self._connection, self._environment.run, number):
+                self._kept_databases.add(number)
+                return True
+        return False
 
     def _read(self, *, repeat: bool = False) -> Reading | None:
         """What Postgres has counted; None where the database does not answer as it should."""
