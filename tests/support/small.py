@@ -375,7 +375,7 @@ def told(output: str) -> dict[str, str]:
     """What a run says of each test that does not pass, by its name without `test_`."""
     found: dict[str, str] = {}
     _, *parts = re.split(
-        r"^_+ (?:ERROR at \w+ of )?(?:\w+\.)?test_(\w+)(?:\[\S+\])? _+$", output, flags=re.M
+        r"^_+ (?:ERROR at \w+ of )?(?:\w+\.)?test_(\w+)(?:\[.+\])? _+$", output, flags=re.M
     )
     for test, said in zip(parts[::2], parts[1::2], strict=True):
         found[test] = found.get(test, "") + said
