@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .checks import failure
+from .checks import failure, versions
 from .environment import Environment
 from .errors import HarnessError
 from .recipe import Recipe, resolve
@@ -93,6 +93,7 @@ class Harness:
         if self._started:
             return
         try:
+            versions.check_installed(versions.DRIVERS)
             with self._explained():
                 self._start()
         except Exception as error:
