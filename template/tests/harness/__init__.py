@@ -28,6 +28,15 @@ itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code,
 
 from __future__ import annotations
 
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036 - said before anything that it can't read
+    sys.exit(
+        "tests/harness needs Python 3.11 or newer, and this is {}.{}: {}".format(
+            *sys.version_info[:2], sys.executable
+        )
+    )
+
 from .recipe import Recipe, module, script, together
 
 __all__ = ["Recipe", "module", "script", "together"]

@@ -21,6 +21,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlencode
 
 from . import shell
+from .checks import versions
 from .errors import HarnessError
 from .servers import user
 
@@ -133,6 +134,11 @@ def prepare(
         variables: further environment variables of the service under test.
     """
     global current  # noqa: PLW0603 - one process, one environment
+    if "pytest" in sys.modules:
+        try:
+            versions.check_plugins()
+        except HarnessError as error:
+            sys.exit(str(error))  # pytest would wrap a traceback around it
     run, worker = _identity()
     current = Environment(
         run=run,

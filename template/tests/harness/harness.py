@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .checks import failure, uncommitted
+from .checks import failure, uncommitted, versions
 from .environment import Environment
 from .errors import HarnessError
 from .recipe import Recipe
@@ -94,6 +94,7 @@ class Harness:
         if self._started:
             return
         try:
+            versions.check_installed(versions.DRIVERS)
             with self._explained():
                 self._start()
         except Exception as error:

@@ -76,11 +76,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.setuponly:  # shows the fixtures of each test, which takes no server
         config.option.setupplan = True
     for marker in _MARKERS:
         config.addinivalue_line("markers", marker)
+    if not hasattr(environment, "current"):
+        raise pytest.UsageError(
+            "tests/__init__.py is missing, or does not call prepare() of tests.harness.environment, "
+            "so nothing points the service at its tests' database: see docs/testing.md."
+        )
     try:
         guard.check_url(environment.current)
     except HarnessError as error:

@@ -22,7 +22,7 @@ import json
 import re
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -60,18 +60,29 @@ _PATIENCE = 120.0  # seconds that a statement of the harness's own may take
 class Connection(psycopg.Connection[tuple[Any, ...]]):
     """A connection that does not wait for ever: a server that is stopped never answers."""
 
-    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
-        begun = time.monotonic()
+    def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            return super().wait(gen, interval, _PATIENCE if timeout is None else timeout)
-        except psycopg.OperationalError as error:
-            if timeout is not None or time.monotonic() - begun < _PATIENCE:
-                raise
+            return super().wait(_impatient(gen), *args, **kwargs)
+        except TimeoutError as error:
             self.pgconn.finish()  # in the middle of an answer: of no use any more
-            raise psycopg.OperationalError(
-                f"the server does not answer any more: waited {_PATIENCE:.0f} s. Is its process stopped, or does "
-                "something hold a lock that the harness needs?"
-            ) from error
+            raise psycopg.OperationalError(str(error)) from None
+
+
+def _impatient(gen: Any) -> Generator[Any, Any, Any]:
+    """The same generator, until our patience is at an end: psycopg resumes it ten times a second."""
+    deadline = time.monotonic() + _PATIENCE
+    try:
+        waits_for = next(gen)
+        while True:
+            ready = yield waits_for
+            if not ready and time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"the server does not answer any more: waited {_PATIENCE:.0f} s. Is its process stopped, or "
+                    "does something hold a lock that the harness needs?"
+                )
+            waits_for = gen.send(ready)
+    except StopIteration as end:
+        return end.value
 
 
 @dataclass(frozen=True)
