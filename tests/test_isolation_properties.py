@@ -1,0 +1,78 @@
+"""No program can leave anything, or see the harness: random ones, run in a service of their own.
+
+`programs/` is that service, and what makes, runs and prints the programs.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from tests.conftest import Render
+from tests.support.embedded import remove_clusters
+from tests.support.project import Project
+from tests.support.small import replace
+from tests.variants import ALL_OFF
+
+SERVICE = Path(__file__).with_name("programs")
+
+PROGRAMS, MANY, PARTS = 300, 10_000, 4
+SEPARATE = 40  # of them, each as a test of its own, with as many witnesses between
+
+# A harness without one of its parts: file, and what stands there and what instead.
+FAULTS: dict[str, tuple[str, str, str]] = {}
+
+
+@pytest.fixture
+def programs(rendered: Render, python: Path, tmp_path: Path) -> Iterator[Project]:
+    """The service, with the harness."""
+    path = tmp_path / "programs"
+    leave = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(SERVICE, path, ignore=leave)
+    shutil.copytree(
+        rendered(**ALL_OFF).path / "tests/harness", path / "tests/harness", ignore=leave
+    )
+    yield Project(path, {}, python)
+    remove_clusters(tmp_path)
+
+
+def run(project: Project, number: int, seed: int = 1, *, failed: bool = False) -> str:
+    """Run so many programs. Returns what was said of them."""
+    env = {
+        "PROGRAMS": str(number),
+        "PROGRAMS_SEED": str(seed),
+        "META_PACKAGES": str(Path(hypothesis.__file__).parents[1]),
+    }
+    counts = {"failed": 1} if failed else {"passed": 1}
+    options = ("-s", "tests/test_programs.py")
+    status = int(failed)
+    return project.pytest(*options, env=env, timeout=7200, status=status, **counts).output
+
+
+def test_programs_leave_nothing_and_see_nothing(programs: Project) -> None:
+    """One after the other in one process; then some of them as they are printed, in random order."""
+    assert f"{PROGRAMS} programs, " in run(programs, PROGRAMS)
+    programs.pytest("tests/test_separate.py", "--randomly-seed=1", passed=2 * SEPARATE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
+def test_many_programs(programs: Project, part: int) -> None:
+    number = MANY // PARTS
+    assert f"{number} programs, " in run(programs, number, 1 + part * MANY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found(programs: Project, fault: str) -> None:
+    """And is shown by a program of a few lines."""
+    file, old, new = FAULTS[fault]
+    replace(programs.path / "tests" / "harness" / file, old, new)
+    output = run(programs, PROGRAMS, failed=True)
+    assert "async def test_program():" in output
+    assert len(re.findall(r"with step\(\d+", output)) < 20
