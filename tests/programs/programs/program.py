@@ -63,6 +63,11 @@ class Way:
             return f"{v}.info.backend_pid"
         return f"{self.driver.format(v=v)}.get_server_pid()"
 
+    @property
+    def holds(self) -> str:
+        """What is to be kept of it: a session that is collected closes its connection."""
+        return "(s_{v}, {v})" if self.open.startswith("s_{v}") else "{v}"
+
 
 _OWN_ENGINE = "{v} = await create_async_engine(URL, poolclass=NullPool).connect()"
 _POOL = "kept.append(create_async_engine(URL))\n{v} = await kept[-1].connect()"
@@ -145,7 +150,7 @@ class Program:
             if step.session is not None:
                 (open_.discard if step.closes else open_.add)(step.session)
         return [
-            Step("leave", f"kept.append({v(n)})", n, leaves=True) if self.left[n] else close(n, self.ways[n])
+            Step("leave", f"kept.append({self.ways[n].holds.format(v=v(n))})", n, leaves=True) if self.left[n] else close(n, self.ways[n])
             for n in sorted(open_)
         ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Set
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 import psycopg
@@ -209,12 +209,12 @@ class WorkerDatabase:
         now = self._read(repeat=not keep)
         left = Left()
         left.sessions, now = self._end_sessions(now)
+        if now is None or now.prepared:
+            left.sessions += self._roll_back_prepared()
         if self._kept is not None and self._kept.uncounted:
             now = None
         if now is not None and now.shared != self._shared:
             left.shared = self._look_at_server(now)
-        if now is not None and now.prepared:
-            left.sessions += self._roll_back(now.prepared)
         unseen = self._unseen(now)
         if now is not None and not unseen and self._putback.is_unchanged(now):
             self.statistics.put_back += self._putback.repeated
@@ -302,12 +302,16 @@ class WorkerDatabase:
         new, self._shared_objects, self._shared = found - self._shared_objects, found, now.shared
         return [f"  {name}" for name in sorted(new)]
 
-    def _roll_back(self, prepared: Collection[str]) -> list[str]:
-        for name in prepared:  # nothing can be dropped or put back that they hold
+    def _roll_back_prepared(self) -> list[str]:
+        """Nothing can be dropped or put back that a prepared transaction holds."""
+        rows = self._connection.execute(
+            "SELECT gid FROM pg_prepared_xacts WHERE database = %s", (self._environment.database,)
+        ).fetchall()
+        for (name,) in rows:
             self._putback.connection.execute(
                 sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(name))
             )
-        return [f"  the prepared transaction {name}" for name in prepared]
+        return [f"  the prepared transaction {name}" for (name,) in rows]
 
     def _replace(self, *, keep: bool = False) -> str:
         """Put a clone in the database's place. Returns the name that the old one has now."""
