@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import BigInteger, Identity, String, func
+from sqlalchemy import BigInteger, CheckConstraint, Identity, String, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from ..database import Base
@@ -12,6 +12,7 @@ class Customer(Base):
     """A customer; the email address, in lower case, identifies one to people."""
 
     __tablename__ = "customers"
+    __table_args__ = (CheckConstraint("email = lower(email)", name="email"),)
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     full_name: Mapped[str] = mapped_column(String(200))

@@ -145,7 +145,8 @@ class AgentCoordinator:
         Raises:
             NonCompliantReply: the answer breaks a rule; nothing is changed.
             NotFound: there is no such escalation.
-            Conflict: it is resolved, or somebody is resolving it, or an earlier decision stood.
+            Conflict: it is resolved, somebody is resolving it, it is assigned to another, or an
+                earlier decision stood.
             Unavailable: the database can't be reached.
         """
         decision = Decision(resolution=resolution, resolved_by=resolved_by)
@@ -156,7 +157,7 @@ class AgentCoordinator:
 
         async with self._tools.sessions() as session, session.begin():
             service = ConversationService(session)
-            escalation = await service.claim_escalation(escalation_id)
+            escalation = await service.claim_escalation(escalation_id, resolved_by)
             state = await self._decide(escalation, decision)
             if "decision" not in state:
                 # No run waits: a human opened the escalation, or the checkpoints are lost.
