@@ -45,6 +45,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 INITIAL = "migrations/versions/0001_initial.py"
+# What the code was last merged with.
+CODE = ".copier-answers.code.yml"
 
 
 def quick(*names: str, of: Iterable[str]) -> list[Any]:
@@ -118,7 +120,7 @@ def test_untouched_project_becomes_a_fresh_one(
         assert not unmerged(project)
         stays = {name: text for name, text in before.items() if is_users(name)}
         assert {name: text for name, text in now.items() if is_users(name)} == stays
-        others = {name for name in now.keys() | expected if not is_users(name)}
+        others = {name for name in now.keys() | expected if not is_users(name) and name != CODE}
         differ = [name for name in others if now.get(name) != expected.get(name)]
         assert differ == [], f"from {start}"
         assert b"of the future" in now["tests/harness/golden/build.py"]
@@ -247,6 +249,90 @@ def test_project_that_has_lived(variant: str, scaffold: Scaffold, versions: Path
         passed += counted.passed - sum(DELETED.values())
         options, skipped = ["-n", "2"], counted.skipped
     project.pytest("--no-cov", *options, passed=passed, skipped=skipped)
+
+
+def merge_code(project: Project, to: str) -> None:
+    """Commit what an update brought, and merge the code as README says."""
+    commit(project.path, "Update")
+    update(project, "-a", CODE, to=to)
+
+
+@pytest.mark.parametrize("variant", quick("all off", of=VARIANTS))
+def test_code_of_an_untouched_project_becomes_that_of_a_fresh_one(
+    variant: str, scaffold: Scaffold, fresh: Rendered, versions: Path
+) -> None:
+    """Also where the rest was updated several times before: the merge begins where the code is."""
+    answers = VARIANTS[variant]
+    expected = files(fresh(FUTURE, **answers))
+    for start in dict.fromkeys([*starting_points(versions), PRESENT]):
+        project = scaffold(start, **answers)
+        fresh_names = files(project.path)
+        if start != PRESENT:
+            update(project, to=PRESENT)
+            commit(project.path, "Update")
+        update(project)
+        others = {name: text for name, text in files(project.path).items() if not is_users(name)}
+        merge_code(project, FUTURE)
+        assert not unmerged(project)
+        now = files(project.path)
+        assert {n: t for n, t in now.items() if n in others and n != CODE} == {
+            n: t for n, t in others.items() if n != CODE
+        }, "nothing but the code"
+        differ = [name for name in now.keys() | expected if now.get(name) != expected.get(name)]
+        history = {name for name in fresh_names if name.startswith("migrations/versions/")}
+        assert set(differ) <= history, f"from {start}"
+
+
+@pytest.mark.parametrize("variant", quick("all off", of=VARIANTS))
+def test_code_that_has_lived_is_merged(
+    variant: str, scaffold: Scaffold, fresh: Rendered, versions: Path
+) -> None:
+    """A conflict is where both have changed the same lines; whatever both have added is there."""
+    answers = VARIANTS[variant]
+    start = starting_points(versions)[0]
+    project = scaffold(start, **answers)
+    package = project.package.name
+    old, new = files(fresh(start, **answers)), files(fresh(PRESENT, **answers))
+    for name in files(project.path):  # at the beginning, where the template changes little
+        if is_users(name) and name.endswith(".py") and (project.path / name).stat().st_size:
+            path = project.path / name
+            path.write_text(f"# Ours.\n{path.read_text()}")
+    before = live_in(project)
+    update(project, to=PRESENT)
+    merge_code(project, PRESENT)
+    after = files(project.path)
+    conflicts = set(unmerged(project))
+    for name, text in before.items():
+        if name in DELETED:
+            continue
+        ours = set(text.splitlines()) - set(old.get(name, b"").splitlines())
+        theirs = set(new.get(name, b"").splitlines()) - set(old.get(name, b"").splitlines())
+        merged = set(after[name].splitlines())
+        assert ours <= merged, f"{name} lost {ours - merged}"
+        assert theirs <= merged, f"{name} lacks {theirs - merged}"
+        if old.get(name) == new.get(name):
+            assert (after[name], name in conflicts) == (text, False), name
+        markers = [line for line in after[name].splitlines() if line.startswith(b"<<<<<<< ")]
+        assert bool(markers) == (name in conflicts), name
+    print(f"{package}: {len(before)} files, conflicts in {sorted(conflicts)}")
+    assert after.keys().isdisjoint(DELETED)
+    assert new.keys() - old.keys() <= after.keys()
+
+
+def test_features_are_switched_where_the_code_is_as_new_as_the_rest(scaffold: Scaffold) -> None:
+    project = scaffold(PRESENT, **ALL_OFF)
+    update(project)
+    commit(project.path, "Update")
+    switch = ["update", "--defaults", "--data", "use_redis=true"]
+    assert "Merge it first" in copier(*switch, cwd=project.path, status=1).output
+    named = [*switch, "-a", CODE]
+    assert "leave out `-a`" in copier(*named, cwd=project.path, status=1).output
+    assert not project.run("git", "status", "--porcelain").output
+    update(project, "-a", CODE)
+    commit(project.path, "Merge the code")
+    update(project, "--data", "use_redis=true")
+    assert not unmerged(project)
+    assert files(project.path)[CODE] == files(project.path)[ANSWERS_FILE]
 
 
 @pytest.mark.parametrize("variant", quick("defaults", of=["defaults", "all off"]))
