@@ -307,10 +307,10 @@ class WorkerDatabase:
         rows = self._connection.execute(
             "SELECT gid FROM pg_prepared_xacts WHERE database = %s", (self._environment.database,)
         ).fetchall()
-        for (name,) in rows:
-            self._putback.connection.execute(
-                sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(name))
-            )
+        if rows:
+            with self._connect() as inside:
+                for (name,) in rows:
+                    inside.execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(name)))
         return [f"  the prepared transaction {name}" for (name,) in rows]
 
     def _replace(self, *, keep: bool = False) -> str:
