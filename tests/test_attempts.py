@@ -196,7 +196,7 @@ def extended(small: Small, shared: Path) -> Small:
 
     def make(environment: Path) -> None:
         python = install(small, environment).python
-        pip = [os.environ["UV"], "pip", "install", "--quiet", "--python", python]
+        pip: list[str | Path] = [os.environ["UV"], "pip", "install", "--quiet", "--python", python]
         run(*pip, *PLUGINS, cwd=small.path, timeout=600)
 
     environment = made_once(shared / "plugins", make)

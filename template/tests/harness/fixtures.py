@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -71,26 +71,31 @@ def _new_session(enterprise_database_setup: Harness | None) -> Callable[[], Any]
     if name is None:
         raise HarnessError("db_session needs a `session` in the recipe, in tests/conftest.py.")
     factory = resolve(name)
+    looked_at = False
 
     def make() -> Any:
+        nonlocal looked_at
         made = factory
         while callable(made):  # a function that returns a sessionmaker, or that
             made = made()
+        if not looked_at:
+            _check_session(made, name, enterprise_database_setup)
+            looked_at = True
         return made
 
-    session = make()
+    with suppress(RuntimeError):  # it asks for the running task: the first that is made is looked at
+        make()
+    return make
+
+
+def _check_session(session: Any, name: str, harness: Harness) -> None:
+    from sqlalchemy.exc import UnboundExecutionError
+
     if not hasattr(session, "get_bind"):
         raise HarnessError(
             f"{name}, which tests/conftest.py names, does not make sessions of SQLAlchemy but "
             f"{type(session).__name__}. Name the sessionmaker, or a function that returns a session."
         )
-    _check_database(session, name, enterprise_database_setup)
-    return make
-
-
-def _check_database(session: Any, name: str, harness: Harness) -> None:
-    from sqlalchemy.exc import UnboundExecutionError
-
     try:
         url = session.get_bind().engine.url
     except UnboundExecutionError:  # each of its models has an engine of its own

@@ -103,6 +103,7 @@ class Harness:
                 failure.note(self.environment, error)
             raise
         self._started = True
+        self._see()
 
     def _start(self) -> None:
         import psycopg

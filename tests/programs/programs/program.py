@@ -150,7 +150,9 @@ class Program:
             if step.session is not None:
                 (open_.discard if step.closes else open_.add)(step.session)
         return [
-            Step("leave", f"kept.append({self.ways[n].holds.format(v=v(n))})", n, leaves=True) if self.left[n] else close(n, self.ways[n])
+            Step("leave", f"kept.append({self.ways[n].holds.format(v=v(n))})", n, leaves=True)
+            if self.left[n]
+            else close(n, self.ways[n])
             for n in sorted(open_)
         ]
 
