@@ -23,7 +23,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 from . import shell
 from .checks import versions
 from .errors import HarnessError
-from .servers import user
+from .servers import urls, user
 
 ROOT = Path(__file__).resolve().parents[2]
 """The project: the folder that holds `tests/`."""
@@ -43,8 +43,8 @@ _LIMITS = {
 _SOCKET_PATH_MAX = 100  # Linux allows 107 bytes, macOS 103
 _FIRST_NAMESPACE = "4026531836"  # of processes: the number is fixed in the kernel
 
-# What stands before the database. What is not like it stays as it is, and the guard refuses it.
-_URL = re.compile(r"^[^:/]+://([^/?#]*)(?:/[^?#]*)?")
+# What stands before the database, and behind it.
+_URL = re.compile(r"[^:/]+://([^/?#]*)(?:/[^?#]*)?(?:\?([^#]*))?")
 _REDIS_URL = re.compile(r"^(rediss?://[^/?#]*)/?([0-9]*)")
 
 
@@ -82,19 +82,20 @@ class Environment:
         return f"app_w_{self.run}_{self.worker}"
 
     def url(self, database: str, driver: str = "postgresql+asyncpg") -> str:
-        """The URL of a database on the tests' server, for SQLAlchemy and asyncpg."""
+        """The URL of a database on the tests' server, for SQLAlchemy with asyncpg or psycopg."""
         if self.external_url is None:
-            query = urlencode(
-                {"host": self.home / "socket", "port": PORT}, safe="/", quote_via=quote
-            )
-            return f"{driver}://postgres@/{quote(database)}?{query}"
-        return _URL.sub(lambda url: f"{driver}://{url[1]}/{quote(database)}", self.external_url)
+            host = quote(str(self.home / "socket"))
+            return f"{driver}://postgres@/{quote(database)}?host={host}&port={PORT}"
+        found = _URL.match(self.external_url)
+        if found is None:  # the guard refuses it
+            return self.external_url
+        translate = urls.for_asyncpg if driver.endswith("asyncpg") else urls.for_libpq
+        query = translate(found[2] or "")
+        return f"{driver}://{found[1]}/{quote(database)}{query and '?'}{query}"
 
     def conninfo(self, database: str) -> str:
         """The same for libpq: psql and psycopg."""
-        scheme, _, rest = self.url(database).partition("://")
-        dialect = scheme.partition("+")[0]
-        return f"{dialect}://{rest}".replace("?ssl=", "?sslmode=").replace("&ssl=", "&sslmode=")
+        return self.url(database, "postgresql")
 
     @property
     def redis_socket(self) -> Path:

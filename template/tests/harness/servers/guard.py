@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, unquote
 
 from ..environment import PORT, ROOT, Environment
 from ..errors import HarnessError
+from . import urls
 
 if TYPE_CHECKING:
     from ..golden.databases import Connection
@@ -37,7 +38,7 @@ _URL = re.compile(
 _HOST = re.compile(r"(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^:\[]*))(?::(?P<port>\d*))?")
 
 # Parameters by which one driver or another goes elsewhere than the rest of the URL says.
-_ELSEWHERE = {"hostaddr", "service", "servicefile", "dbname", "database"}
+_ELSEWHERE = {"hostaddr", "service", "servicefile", "dbname", "database", "dsn"}
 _REDIS_ELSEWHERE = {"host", "port", "path", "connection_class"}
 
 _INSTEAD = "or unset the variable to use the embedded server"
@@ -90,6 +91,8 @@ def check_url(environment: Environment) -> None:
             f"TEST_DATABASE_URL has the parameter {elsewhere[0]}, which may lead to another database "
             f"than the rest of it says. {_EXAMPLE}"
         )
+    if complaint := urls.complaint(environment.external_url.partition("?")[2]):
+        raise HarnessError(f"TEST_DATABASE_URL {complaint}. Take it out, {_INSTEAD}.")
     if len(url.servers) > 1:
         raise HarnessError(
             "TEST_DATABASE_URL names several hosts, and each connection may reach another one. Name the "
