@@ -44,14 +44,14 @@ LLM = 4
 # One feature off each, all on and all off: every pair of answers to two features is among them.
 # The other names are with features whose tests start processes, and name the package to them.
 VARIANTS = {
-    "defaults": Variant(403, 274, skipped=LLM),
-    "no auth": Variant(351, 182, skipped=LLM, answers={"use_auth": False}),
+    "defaults": Variant(409, 276, skipped=LLM),
+    "no auth": Variant(357, 184, skipped=LLM, answers={"use_auth": False}),
     "no redis, other names": Variant(
-        402, 268, skipped=LLM, answers={"use_redis": False, **OTHER_NAMES}
+        408, 270, skipped=LLM, answers={"use_redis": False, **OTHER_NAMES}
     ),
-    "no pgvector": Variant(386, 274, skipped=LLM, answers={"use_pgvector": False}),
-    "no assistant": Variant(194, 203, answers={"use_assistant": False}),
-    "all off": Variant(115, 98, answers=dict.fromkeys(FEATURES, False)),
+    "no pgvector": Variant(392, 276, skipped=LLM, answers={"use_pgvector": False}),
+    "no assistant": Variant(199, 205, answers={"use_assistant": False}),
+    "all off": Variant(120, 100, answers=dict.fromkeys(FEATURES, False)),
 }
 DEFAULTS = VARIANTS["defaults"]
 
