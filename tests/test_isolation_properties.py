@@ -55,7 +55,7 @@ def run(project: Project, number: int, seed: int = 1, *, failed: bool = False) -
 
 
 def test_programs_leave_nothing_and_see_nothing(programs: Project) -> None:
-    """One after the other in one process; then some of them as they are printed, in random order."""
+    """One after the other in one process; then some as they are printed, in random order."""
     assert f"{PROGRAMS} programs, " in run(programs, PROGRAMS)
     programs.pytest("tests/test_separate.py", "--randomly-seed=1", passed=2 * SEPARATE)
 

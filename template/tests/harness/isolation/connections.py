@@ -37,7 +37,7 @@ _PLAIN = re.compile(
     re.IGNORECASE,
 )
 _REMEMBERED = re.compile(
-    r";\s*\w|\b(?:set_config|setseed|dblink\w*|pg_advisory_(?:unlock\w*|lock\w*)|pg_try_advisory_lock\w*)\b",
+    r";\s*\w|\b(?:set_config|pg_settings|setseed|dblink\w*|pg_advisory_(?:unlock\w*|lock\w*)|pg_try_advisory_lock\w*)\b",
     re.IGNORECASE,
 )
 _HIDES = re.compile(r"\bset(?:_config)?\b[^;]*\btrack_counts\b", re.IGNORECASE)
