@@ -348,7 +348,7 @@ class Harness:
 
     def _after_fixture(self, stored: Stored | None = None) -> None:
         """Undo what a wider fixture stored, and what its tear-down did."""
-        if not self._started or (stored is None and (self._dirty or self._is_untouched())):
+        if not self._started or (not stored and (self._dirty or self._is_untouched())):
             return
         with self._explained():
             sessions = self.worker.pop(stored) if stored else self.worker.settle().sessions

@@ -98,6 +98,11 @@ def offline(value: bool = True) -> Iterator[None]:
         _unit = before
 
 
+def is_offline() -> bool:
+    """Whether a unit test runs."""
+    return _unit
+
+
 @contextmanager
 def _online(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let connections go anywhere, by the proxy and with the certificates of the user's shell."""

@@ -298,7 +298,8 @@ def drop(connection: Connection, databases: Iterable[Database], timeout: float =
             except HarnessError as error:
                 problems.append(str(error))
             except psycopg.errors.ObjectInUse:
-                problems.append(_occupied(connection, database.name))
+                who = sessions(connection, database.name)
+                problems.append(_occupied(connection, database.name, who))
     if problems:
         raise HarnessError("\n".join(problems))
 
@@ -328,6 +329,7 @@ def terminate(
     Raises:
         HarnessError: there is one left after that; names it.
     """
+    pids: list[int] = []
     for _ in polls(timeout):
         pids = list(left())
         if not pids:
@@ -335,7 +337,7 @@ def terminate(
         for pid in pids:
             with suppress(psycopg.errors.InsufficientPrivilege):
                 connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
-    raise HarnessError(_occupied(connection, name))
+    raise HarnessError(_occupied(connection, name, pids))
 
 
 def sessions(connection: Connection, name: str) -> list[int]:
@@ -349,8 +351,8 @@ def sessions(connection: Connection, name: str) -> list[int]:
     return [row[0] for row in rows]
 
 
-def _occupied(connection: Connection, name: str) -> str:
-    who = "\n".join(describe_sessions(connection, sessions(connection, name)))
+def _occupied(connection: Connection, name: str, processes: list[int]) -> str:
+    who = "\n".join(describe_sessions(connection, processes))
     return f"{name} is to be dropped, renamed or cloned, but these sessions of it can't be ended. Close them:\n{who}"
 
 

@@ -24,6 +24,8 @@ from typing import Any
 import asyncpg
 from sqlalchemy import NullPool
 
+from ..checks.offline import is_offline
+
 _KEPT = 5  # as many as SQLAlchemy's own pool keeps
 
 _COUNT = " SELECT pg_stat_force_next_flush()"
@@ -145,7 +147,7 @@ class KeptConnections:
 
     def _take(self, pool: Any) -> Any:
         """What `pool` is given instead of a new connection, if there is something."""
-        if not self._is_here() or self._doubtful or not _is_ordinary(pool):
+        if is_offline() or not self._is_here() or self._doubtful or not _is_ordinary(pool):
             return None
         # An engine that was disposed of has a new pool, and the same function that connects.
         for creator, record in reversed(self._records):

@@ -51,6 +51,9 @@ class Stored:
     sessions: set[int] = field(default_factory=set)
     level: Level | None = None
 
+    def __bool__(self) -> bool:
+        return bool(self.sessions or self.level)
+
 
 class WorkerDatabase:
     """The worker's database: `open()`, then `settle()` after each test, then `close()`."""
