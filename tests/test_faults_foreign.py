@@ -191,9 +191,10 @@ def test_clean_takes_what_was_kept_for_the_user(server: Server, service: Small) 
     url, before = server.url("runner"), server.catalogs()
     failing = service.path / "tests" / "test_fails.py"
     failing.write_text(
+        "from sqlalchemy import text\n"
         "async def test_fails(db_engine):\n"
-        "    async with db_engine.connect():\n"
-        "        pass\n"
+        "    async with db_engine.begin() as connection:\n"
+        "        await connection.execute(text('DELETE FROM customers'))\n"
         "    assert False\n"
     )
     try:
