@@ -4,9 +4,11 @@ Owned by the template, and replaced by its updates: override, don't edit. A serv
 itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code, follow a run:
 
     environment   who this process is, and the URLs that the service gets
+    shell         what of the user's shell tests see
     recipe        what the service says about itself
     guard         what is refused before anything is touched
-    offline       what unit tests can't reach
+    offline       what tests can't reach
+    versions      the oldest that will do
     failure       why a run has no database, for all its workers
     server        the embedded Postgres (locks: how processes share it)
     databases     the names and marks of our databases, and how they go
