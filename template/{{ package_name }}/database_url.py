@@ -20,8 +20,7 @@ IN_A_DSN = {
     *("sslcert", "sslkey", "sslrootcert", "sslcrl", "sslpassword", "sslnegotiation"),
     *("ssl_min_protocol_version", "ssl_max_protocol_version", "application_name", "options"),
 }
-# asyncpg has no counterpart, and the service does without: DATABASE_CONNECT_TIMEOUT bounds a
-# connection, and asyncpg authenticates without channel binding.
+# asyncpg has no counterpart, and the service does without. DATABASE_CONNECT_TIMEOUT is its own.
 LEFT_OUT = {
     *("connect_timeout", "tcp_user_timeout", "client_encoding", "fallback_application_name"),
     *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count"),

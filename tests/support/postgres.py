@@ -102,11 +102,12 @@ def packaged(project: Project) -> Iterator[Path]:
 
 
 @contextmanager
-def running(binaries: Path, *settings: str) -> Iterator[Server]:
+def running(binaries: Path, *settings: str, encoding: str = "UTF8") -> Iterator[Server]:
     """Run a new, empty server with some settings (`name=value`). Its superuser is `tester`."""
     with _home() as home:
         data = home / "data"
-        _call(binaries / "initdb", "-D", data, "-U", "tester", "-A", "trust", "--no-sync")
+        text = ("--locale=C", f"--encoding={encoding}")
+        _call(binaries / "initdb", "-D", data, "-U", "tester", "-A", "trust", "--no-sync", *text)
         (data / "pg_hba.conf").write_text(HBA)
         with _serving(binaries, data, settings) as server:
             yield server

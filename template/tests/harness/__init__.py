@@ -4,6 +4,7 @@ Owned by the template, and replaced by its updates: override, don't edit. A serv
 itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code, follow a run:
 
     environment        who this process is, and the URLs that the service gets
+    shell              what of the user's shell tests see
     recipe             what the service says about itself
     servers/           guard: what is refused before anything is touched
                        postgres, valkey: the embedded servers (locks: how processes share them)
@@ -15,7 +16,9 @@ itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code,
                        changes: what Postgres counted (content: what it should hold)
                        putback: rows put back, and compared
                        connections: those of the service, kept from test to test
-    checks/            offline: what unit tests can't reach
+    checks/            offline: what tests can't reach
+                       versions: the oldest that will do
+                       read_only: what is done without, where nothing can be written
                        tasks, uncommitted: what a test left, or had not committed
                        failure: why a run has no database, for all its workers
                        integrity: whether these files are the template's

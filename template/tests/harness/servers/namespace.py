@@ -11,7 +11,7 @@ _CLONE_NEWUSER = 0x10000000
 
 if __name__ == "__main__":
     if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWUSER):
-        sys.exit(f"unshare: {os.strerror(ctypes.get_errno())}")
+        sys.exit(f"the kernel allows none ({os.strerror(ctypes.get_errno())})")
     if len(sys.argv) == 1:
         print(os.geteuid())
     else:

@@ -263,7 +263,7 @@ class EmbeddedServer:
                     f"initdb in {fresh} ended with status {done.returncode}, and said: "
                     f"{done.stderr.strip() or 'nothing'}"
                 )
-            (fresh / "harness.json").write_text(json.dumps(_manifest(version)), encoding="utf-8")
+            environment.write(fresh / "harness.json", json.dumps(_manifest(version)).encode())
             fresh.rename(self.data)
         except BaseException:
             _remove(fresh)  # the disk may be full
