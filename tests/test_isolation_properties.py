@@ -24,8 +24,22 @@ SERVICE = Path(__file__).with_name("programs")
 PROGRAMS, MANY, PARTS = 300, 10_000, 4
 SEPARATE = 40  # of them, each as a test of its own, with as many witnesses between
 
-# A harness without one of its parts: file, and what stands there and what instead.
-FAULTS: dict[str, tuple[str, str, str]] = {}
+# What the harness could overlook: a file of it, what stands there, and what instead.
+PUT_BACK, CHANGES, CONNECTIONS = (
+    f"isolation/{name}.py" for name in ("putback", "changes", "connections")
+)
+FAULTS = {
+    "some tables": (PUT_BACK, "if after != before:", "if after != before and oid % 2:"),
+    "sequences": (PUT_BACK, "for oid in sorted(now.sequences)]", "for oid in ()]"),
+    "the schema": (
+        PUT_BACK,
+        "changes.read_catalogs(self.connection) != self._schema:",
+        "() != ():",
+    ),
+    "settings of the database": (CHANGES, "setdatabase IN (0, d.oid)", "setdatabase IN (0)"),
+    "settings of a session": (CONNECTIONS, r"(?:begin|commit|", r"(?:set|begin|commit|"),
+    "a killed session": (CONNECTIONS, "return bool(poll.poll(0))", "return False"),
+}
 
 
 @pytest.fixture

@@ -31,7 +31,8 @@ class Way:
     open: str
     driver: str = "{v}"
     """asyncpg's connection, where there is one."""
-    close: str = "{v}.close()"
+    opened: str = "{v}"
+    """What is to be closed."""
     ends: bool = True
     """Whether a transaction begins by itself, and ends by methods."""
     leaves: bool = False
@@ -63,11 +64,6 @@ class Way:
             return f"{v}.info.backend_pid"
         return f"{self.driver.format(v=v)}.get_server_pid()"
 
-    @property
-    def holds(self) -> str:
-        """What is to be kept of it: a session that is collected closes its connection."""
-        return "(s_{v}, {v})" if self.open.startswith("s_{v}") else "{v}"
-
 
 _OWN_ENGINE = "{v} = await create_async_engine(URL, poolclass=NullPool).connect()"
 _POOL = "kept.append(create_async_engine(URL))\n{v} = await kept[-1].connect()"
@@ -78,7 +74,7 @@ WAYS = [
     Way("asyncpg", "asyncpg", "{v} = await asyncpg.connect(DSN)", ends=False),
     Way("psycopg", "psycopg", "{v} = psycopg.connect(DSN)"),
     Way("engine", "sqlalchemy", _OWN_ENGINE, _DRIVER_OF_CONNECTION),
-    Way("driver of a session", "asyncpg", _DRIVER, close="s_{v}.close()", ends=False),
+    Way("driver of a session", "asyncpg", _DRIVER, opened="s_{v}", ends=False),
     Way("pool", "sqlalchemy", _POOL, _DRIVER_OF_CONNECTION, leaves=True),
     *(
         Way(name, "sqlalchemy", f"{{v}} = {_VARIED.format(name)}", _DRIVER_OF_SESSION)
@@ -149,12 +145,7 @@ class Program:
         for step in self.steps:
             if step.session is not None:
                 (open_.discard if step.closes else open_.add)(step.session)
-        return [
-            Step("leave", f"kept.append({self.ways[n].holds.format(v=v(n))})", n, leaves=True)
-            if self.left[n]
-            else close(n, self.ways[n])
-            for n in sorted(open_)
-        ]
+        return [leave(n, self.ways[n]) if self.left[n] else close(n, self.ways[n]) for n in sorted(open_)]
 
     def source(self, name: str = "test_program") -> str:
         """The text of a function."""
@@ -189,8 +180,12 @@ def indented(code: str) -> list[str]:
 
 
 def close(session: int, way: Way) -> Step:
-    code = way.wait + way.close.format(v=v(session))
+    code = f"{way.wait}{way.opened.format(v=v(session))}.close()"
     return Step("close", code, session, settles=True, closes=True)
+
+
+def leave(session: int, way: Way) -> Step:
+    return Step("leave", f"kept.append({way.opened.format(v=v(session))})", session, leaves=True)
 
 
 # --- what is drawn ------------------------------------------------------------------------------
@@ -257,7 +252,7 @@ def timed_out(draw: st.DrawFn, session: int, way: Way) -> Step:
     name = v(session)
     if way.wait and draw(st.booleans()):
         sleep = way.run(name, "SELECT pg_sleep(9)").removeprefix("await ")
-        code = f"await asyncio.wait_for({sleep}, 0.01)"
+        code = f"see({way.run(name, 'SELECT 1')})\nawait asyncio.wait_for({sleep}, 0.01)"
         return Step("time-out of asyncio", code, session, settles=True)
     lines = [way.run(name, "SET LOCAL statement_timeout = 5"), way.run(name, "SELECT pg_sleep(9)")]
     code = "\n".join([way.block(name), *indented("\n".join(lines))])

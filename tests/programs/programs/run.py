@@ -284,11 +284,8 @@ def child() -> None:
             names["s"].close()
         kept.clear()
 
-    factories: dict[str, Any] = {}
-
     async def session(way: str, url: str) -> dict[str, str]:
-        factory = factories.setdefault(url, make(url)[1])
-        opened, driver = await SESSIONS[way](factory, url)
+        opened, driver = await SESSIONS[way](make(url)[1], url)
         try:
             return await describe(driver)
         finally:

@@ -18,13 +18,11 @@ class Witness:
 
     def __init__(self, environment: Any) -> None:
         self.database = environment.database
-        self.url, self.conninfo = (
-            environment.url(self.database),
-            environment.conninfo(self.database),
-        )
+        self.url, self.conninfo = environment.url(self.database), environment.conninfo(self.database)
         self.runner = Runner(environment.conninfo("postgres"))
         with psycopg.connect(self.conninfo, autocommit=True) as inside:
             self.golden = Content(inside)
+        self.new = {way: self.runner.child.ask("session", way, self.url) for way in SESSIONS}
 
     def content(self) -> list[str]:
         """How what the database holds differs."""
@@ -36,13 +34,15 @@ class Witness:
         found, opened = [], list[Any]()
         kept = self.runner.sessions(self.database)
         for name, open_ in SESSIONS.items():
-            new = self.runner.child.ask("session", name, self.url)
             while True:
                 session, driver = await open_(AsyncSessionLocal, self.url)
                 opened.append(session)
-                for what, value in (await describe(driver)).items():
-                    if value != new.get(what):
-                        found.append(f"{name}, {what}: {value} instead of {new.get(what)}")
+                now, new = await describe(driver), self.new[name]
+                found += [
+                    f"{name}, {what}: {now.get(what)} instead of {new.get(what)}"
+                    for what in now | new
+                    if now.get(what) != new.get(what)
+                ]
                 if driver.get_server_pid() not in kept:
                     break
                 kept.remove(driver.get_server_pid())

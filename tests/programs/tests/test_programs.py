@@ -63,6 +63,7 @@ class World:
             if self.harness.lost:
                 raise Lost(program.printed()) from error
             self.heal()
+            error.add_note(program.printed())
             raise
         if problems:
             self.heal()
