@@ -145,6 +145,9 @@ def check_document(
         f"generation.max-examples = {effort.requests}",
         f"phases.stateful.generation.max-examples = {effort.sequences}",
         'generation.database = "none"',
+        # What it makes up would take the place of LINKS in the few sequences of a quick run.
+        "phases.stateful.inference.algorithms = []",
+        "phases.stateful.max-steps = 15",
     ]
     if effort.seed is not None:
         settings.append(f"seed = {effort.seed}")
