@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -134,11 +134,17 @@ class ExternalRedis:
         Raises:
             HarnessError: another run uses it, it holds keys that are not ours, or it can't be reached.
         """
+        guard.check_redis_database(self._environment)
+        with ExitStack() as failing:
+            self._take(failing)
+            failing.pop_all()
+        self.clear()
+
+    def _take(self, failing: ExitStack) -> None:
         import redis
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
-        guard.check_redis_database(self._environment)
         try:
             # A single connection: its name is the lock on the database, and goes when this process
             # does.
@@ -149,6 +155,7 @@ class ExternalRedis:
                 socket_timeout=_ANSWER_SECONDS,
                 retry=Retry(NoBackoff(), 0),
             )
+            failing.callback(self._client.close)
             number = self._client.connection_pool.connection_kwargs.get("db")
             name = f"{_OURS}:{number}"
             with self._client.pipeline(transaction=True) as both:
@@ -171,7 +178,6 @@ class ExternalRedis:
                 f"The Redis of TEST_REDIS_URL can't be used: {error}\nCorrect TEST_REDIS_URL or the "
                 "server, or unset the variable to use the embedded server."
             ) from error
-        self.clear()
 
     def clear(self) -> None:
         """Empty the database, but for the key that tells that it is ours.
