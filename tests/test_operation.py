@@ -79,6 +79,7 @@ def from_address(service: Service, address: str) -> Client:
     return service.client(**{"X-Forwarded-For": address})
 
 
+@pytest.mark.slow  # it measures seconds, which other tests on the same cores take
 def test_a_hundred_and_fifty_logins_keep_nobody_else_waiting(there: Production) -> None:
     """From one client with as many names: a user elsewhere, and the probe, hardly notice."""
     with serving(there.project, {**there.env, **AS_IT_COMES}) as service:
