@@ -120,7 +120,7 @@ def test_suite_with_the_oldest_versions(
 OLDER = {
     "pytest": "tests/harness needs pytest 8.4 or newer, and there is ",
     "pytest-asyncio": "tests/harness needs pytest-asyncio 1.4 or newer, and there is ",
-    "SQLAlchemy": "tests/harness needs SQLAlchemy 2.0.16 or newer, and there is ",
+    "SQLAlchemy": "tests/harness needs SQLAlchemy 2.0 or newer, and there is ",
     "asyncpg": "tests/harness needs asyncpg 0.27 or newer, and there is ",
     "psycopg": "tests/harness needs psycopg 3.2.11 or newer, and there is ",
 }
@@ -135,7 +135,9 @@ def test_what_is_too_old_is_named(rendered: Render, tmp_path: Path, template: Pa
         if name not in OLDER:
             continue
         with edited(file, text.replace(f'"{name}": "{oldest}"', f'"{name}": "99.5"')):
-            done = project.tool("pytest", "--no-cov", "-x", "tests/integration", status=1)
+            # Edits of the same length, within a second: compiled files would be taken for current.
+            env = {"PYTHONDONTWRITEBYTECODE": "1"}
+            done = project.tool("pytest", "--no-cov", "-x", "tests/integration", env=env, status=1)
         said = OLDER[name].replace(oldest, "99.5")
         assert said in done.output, done.output
         assert f'install "{name}>=99.5"' in done.output

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from ..errors import HarnessError
 
 PLUGINS = {"pytest": "8.4", "pytest-asyncio": "1.4"}
-DRIVERS = {"psycopg": "3.2.11", "SQLAlchemy": "2.0.16", "asyncpg": "0.27"}
+DRIVERS = {"psycopg": "3.2.11", "SQLAlchemy": "2.0", "asyncpg": "0.27"}
 REDIS = {"redis": "5.0.1"}
 
 

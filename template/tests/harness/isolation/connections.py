@@ -207,7 +207,7 @@ class _Watched(asyncpg.Connection):  # type: ignore[misc]
             self._listeners,
             self._log_listeners,
             self._termination_listeners,
-            self._query_loggers,
+            getattr(self, "_query_loggers", ()),  # not in the oldest
         )
         return (
             self._plain

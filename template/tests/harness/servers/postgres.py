@@ -337,6 +337,8 @@ class EmbeddedServer:
 
     def log_since(self, begin: int, characters: int = 4000) -> str:
         """What it logged after so many bytes; the end of it, where that is long."""
+        if not self._log_is_of_now:
+            return ""
         try:
             with self._log.open("rb") as log:
                 log.seek(begin)
