@@ -24,21 +24,47 @@ SERVICE = Path(__file__).with_name("programs")
 PROGRAMS, MANY, PARTS = 300, 10_000, 4
 SEPARATE = 40  # of them, each as a test of its own, with as many witnesses between
 
-# What the harness could overlook: a file of it, what stands there, and what instead.
+# What the harness could overlook: a file of it, what stands there, what instead, and what then shows.
 PUT_BACK, CHANGES, CONNECTIONS = (
     f"isolation/{name}.py" for name in ("putback", "changes", "connections")
 )
 FAULTS = {
-    "some tables": (PUT_BACK, "if after != before:", "if after != before and oid % 2:"),
-    "sequences": (PUT_BACK, "for oid in sorted(now.sequences)]", "for oid in ()]"),
+    "some tables": (
+        PUT_BACK,
+        "if after != before:",
+        "if after != before and oid % 2:",
+        r"public\.\w+: [+-] ",
+    ),
+    "sequences": (
+        PUT_BACK,
+        "for oid in sorted(now.sequences)]",
+        "for oid in ()]",
+        r": \+ \(-?\d+,[tf]\)",
+    ),
     "the schema": (
         PUT_BACK,
         "changes.read_catalogs(self.connection) != self._schema:",
         "() != ():",
+        r"pg_catalog\.\w+: [+-] ",
     ),
-    "settings of the database": (CHANGES, "setdatabase IN (0, d.oid)", "setdatabase IN (0)"),
-    "settings of a session": (CONNECTIONS, r"(?:begin|commit|", r"(?:set|begin|commit|"),
-    "a killed session": (CONNECTIONS, "return bool(poll.poll(0))", "return False"),
+    "settings of the database": (
+        CHANGES,
+        "setdatabase IN (0, d.oid)",
+        "setdatabase IN (0)",
+        r"its settings: \+ ",
+    ),
+    "settings of a session": (
+        CONNECTIONS,
+        r"(?:begin|commit|",
+        r"(?:set|begin|commit|",
+        "a session of the service, (?:setting|placeholders)",
+    ),
+    "a killed session": (
+        CONNECTIONS,
+        "return bool(poll.poll(0))",
+        "return False",
+        "the connection is lost",
+    ),
 }
 
 
@@ -85,8 +111,9 @@ def test_many_programs(programs: Project, part: int) -> None:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_found(programs: Project, fault: str) -> None:
     """And is shown by a program of a few lines."""
-    file, old, new = FAULTS[fault]
+    file, old, new, shows = FAULTS[fault]
     replace(programs.path / "tests" / "harness" / file, old, new)
     output = run(programs, PROGRAMS, failed=True)
+    assert re.search(shows, output)
     assert "async def test_program():" in output
     assert len(re.findall(r"with step\(\d+", output)) < 20

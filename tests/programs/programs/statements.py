@@ -87,7 +87,6 @@ ROWS: dict[str, list[str]] = {
     "copy": ["COPY no_key FROM PROGRAM 'printf \"7,seven\\n8,\"' CSV"],
     "trigger and rule": [
         "INSERT INTO loud VALUES ({name}) RETURNING word",
-        "DELETE FROM guarded",
         "INSERT INTO plan VALUES ({name})",
         "INSERT INTO immortal VALUES ({name})",
         "DELETE FROM immortal",
@@ -160,7 +159,7 @@ SEQUENCES: dict[str, list[str]] = {
         "SELECT currval('{sequence}')",
         "ALTER SEQUENCE {sequence} RESTART",
         "ALTER SEQUENCE called RESTART WITH {new} INCREMENT 3",
-        "ALTER TABLE child ALTER id RESTART",
+        "ALTER TABLE leaf ALTER id RESTART",
         "ALTER TABLE parent ALTER id RESTART WITH 50",
     ],
 }  # fmt: skip
@@ -290,6 +289,7 @@ ERRORS: dict[str, list[str]] = {
         "INSERT INTO parent (name) VALUES (NULL)",
         "INSERT INTO leaf (child_id) VALUES (99)",
         "SELECT 'x'::int",
+        "DELETE FROM guarded",
         "DO $$ BEGIN INSERT INTO no_key VALUES (0, 'DO'); RAISE EXCEPTION 'no'; END $$",
     ],
 }
