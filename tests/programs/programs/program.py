@@ -456,11 +456,12 @@ KINDS = {
 }
 """All that steps may be."""
 STATEMENTS = {
-    kind: set(templates)
+    template
     for group in (ROWS, READS, SEQUENCES, SESSION, DEFINITIONS)
-    for kind, templates in group.items()
-} | {how: {f"{how}, {family}" for family in families} for how, families in _MANY.items()}
-"""The templates of statements that succeed, if not always, by kind."""
+    for templates in group.values()
+    for template in templates
+} | {f"{how}, {family}" for how, families in _MANY.items() for family in families}
+"""The templates of statements that succeed, if not always."""
 
 
 def alone() -> Iterator[Chosen]:
