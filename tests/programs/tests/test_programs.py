@@ -170,14 +170,19 @@ def world(
 
 def test_each_statement_alone(world: World) -> None:
     """By the service; where that can't be, by somebody who begins no transaction."""
-    succeeded = set[str]()
+    succeeded, found = set[str](), list[Exception]()
     for chosen in alone():
         world.statements.clear()
         for way in SERVICE, AUTOCOMMIT:
             if not world.statements:
-                world.check(single(way, chosen))
+                try:
+                    world.check(single(way, chosen))
+                except AssertionError as error:
+                    found.append(error)
         if world.statements:
             succeeded.add(chosen[1])
+    if found:
+        raise ExceptionGroup(f"{len(found)} statements", found)
     assert {kind for _, kind, _ in alone()} == succeeded
     print(f"{len(world.passed)} statements alone")
 
