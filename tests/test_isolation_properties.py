@@ -21,24 +21,51 @@ from tests.variants import ALL_OFF
 
 SERVICE = Path(__file__).with_name("programs")
 
-PROGRAMS, MANY, PARTS = 300, 10_000, 4
+ALONE, PROGRAMS = 252, 300
+MANY, PARTS = 10_000, 4
 SEPARATE = 40  # of them, each as a test of its own, with as many witnesses between
 
-# What the harness could overlook: a file of it, what stands there, and what instead.
+# What could be overlooked: a file, what stands there, what instead, and what then shows.
 PUT_BACK, CHANGES, CONNECTIONS = (
     f"isolation/{name}.py" for name in ("putback", "changes", "connections")
 )
 FAULTS = {
-    "some tables": (PUT_BACK, "if after != before:", "if after != before and oid % 2:"),
-    "sequences": (PUT_BACK, "for oid in sorted(now.sequences)]", "for oid in ()]"),
+    "some tables": (
+        PUT_BACK,
+        "if after != before:",
+        "if after != before and oid % 2:",
+        r"public\.\w+: [+-] ",
+    ),
+    "sequences": (
+        PUT_BACK,
+        "for oid in sorted(now.sequences)]",
+        "for oid in ()]",
+        r": \+ \(-?\d+,[tf]\)",
+    ),
     "the schema": (
         PUT_BACK,
         "changes.read_catalogs(self.connection) != self._schema:",
         "() != ():",
+        r"(?:pg_catalog|public)\.\w+: [+-] ",
     ),
-    "settings of the database": (CHANGES, "setdatabase IN (0, d.oid)", "setdatabase IN (0)"),
-    "settings of a session": (CONNECTIONS, r"(?:begin|commit|", r"(?:set|begin|commit|"),
-    "a killed session": (CONNECTIONS, "return bool(poll.poll(0))", "return False"),
+    "settings of the database": (
+        CHANGES,
+        "setdatabase IN (0, d.oid)",
+        "setdatabase IN (0)",
+        r"its settings: \+ ",
+    ),
+    "settings of a session": (
+        CONNECTIONS,
+        r"(?:begin|commit|",
+        r"(?:set|begin|commit|",
+        "a session of the service, (?:setting|placeholders)",
+    ),
+    "a killed session": (
+        CONNECTIONS,
+        "return bool(poll.poll(0))",
+        "return False",
+        "the next session: |the connection is lost",
+    ),
 }
 
 
@@ -55,38 +82,44 @@ def programs(rendered: Render, python: Path, tmp_path: Path) -> Iterator[Project
     remove_clusters(tmp_path)
 
 
-def run(project: Project, number: int, seed: int = 1, *, failed: bool = False) -> str:
-    """Run so many programs. Returns what was said of them."""
+def options(number: int, seed: int = 1) -> tuple[tuple[str, ...], dict[str, str]]:
+    """How pytest is called to run so many programs, and in what environment."""
     env = {
         "PROGRAMS": str(number),
         "PROGRAMS_SEED": str(seed),
         "META_PACKAGES": str(Path(hypothesis.__file__).parents[1]),
     }
-    counts = {"failed": 1} if failed else {"passed": 1}
-    options = ("-s", "tests/test_programs.py")
-    status = int(failed)
-    return project.pytest(*options, env=env, timeout=7200, status=status, **counts).output
+    return ("-s", "-p", "no:randomly", "tests/test_programs.py"), env
 
 
 def test_programs_leave_nothing_and_see_nothing(programs: Project) -> None:
     """One after the other in one process; then some as they are printed, in random order."""
-    assert f"{PROGRAMS} programs, " in run(programs, PROGRAMS)
-    programs.pytest("tests/test_separate.py", "--randomly-seed=1", passed=2 * SEPARATE)
+    words, env = options(PROGRAMS)
+    output = programs.pytest(*words, env=env, timeout=1800, passed=2).output
+    assert f"{ALONE} statements alone" in output
+    assert f"{PROGRAMS} programs, " in output
+    programs.pytest("tests/test_separate.py", "--randomly-seed=1", env=env, passed=2 * SEPARATE)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_many_programs(programs: Project, part: int) -> None:
     number = MANY // PARTS
-    assert f"{number} programs, " in run(programs, number, 1 + part * MANY)
+    words, env = options(number, 1 + part * MANY)
+    output = programs.pytest(*words, "-k", "not alone", env=env, timeout=7200, passed=1).output
+    assert f"{number} programs, " in output
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_found(programs: Project, fault: str) -> None:
     """And is shown by a program of a few lines."""
-    file, old, new = FAULTS[fault]
+    file, old, new, shows = FAULTS[fault]
     replace(programs.path / "tests" / "harness" / file, old, new)
-    output = run(programs, PROGRAMS, failed=True)
-    assert "async def test_program():" in output
-    assert len(re.findall(r"with step\(\d+", output)) < 20
+    words, env = options(PROGRAMS)
+    output = programs.tool("pytest", "-x", *words, env=env, timeout=1800, status=1).output
+    assert re.search(shows, output)
+    (program,) = re.findall(r"^E? *async def test_program\(\):\n(?:.+\n)+", output, re.MULTILINE)[
+        -1:
+    ]
+    assert program.count("step(") < 10

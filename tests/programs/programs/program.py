@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,7 @@ WAYS = [
     Way("psycopg async", "psycopg async", "{v} = await psycopg.AsyncConnection.connect(DSN)"),
 ]
 SERVICE, ASYNCPG, PSYCOPG = WAYS[:3]
+AUTOCOMMIT = next(way for way in WAYS if way.name == "psycopg autocommit")
 
 
 Chosen = tuple[str, str, str]
@@ -455,11 +456,31 @@ KINDS = {
 }
 """All that steps may be."""
 STATEMENTS = {
-    kind: set(templates)
+    template
     for group in (ROWS, READS, SEQUENCES, SESSION, DEFINITIONS)
-    for kind, templates in group.items()
-} | {how: {f"{how}, {family}" for family in families} for how, families in _MANY.items()}
-"""The templates of statements that succeed, if not always, by kind."""
+    for templates in group.values()
+    for template in templates
+} | {f"{how}, {family}" for how, families in _MANY.items() for family in families}
+"""The templates of statements that succeed, if not always."""
+
+
+def alone() -> Iterator[Chosen]:
+    """Each statement that may succeed: with the first of its words, with each setting and each lock."""
+    words = {word: words[0] for word, words in WORDS.items()}
+    for group in (ROWS, READS, SEQUENCES, SESSION, DEFINITIONS):
+        for kind, templates in group.items():
+            for template in templates:
+                word = next((word for word in ("setting", "lock") if f"{{{word}}}" in template), "id")
+                choices = WORDS[word] if word != "id" else WORDS[word][:1]
+                for choice in choices:
+                    yield template.format(**{**words, word: choice}), kind, template
+
+
+def single(way: Way, chosen: Chosen) -> Program:
+    """A program of one statement, committed."""
+    statement = Step("statement", f"see({way.run('a', chosen[0])})", 0, (chosen,))
+    end = [Step("commit", way.end("a", "commit"), 0)] if way.ends else []
+    return Program((way,), (statement, *end), (False,))
 
 
 @st.composite
@@ -469,11 +490,15 @@ def steps(draw: st.DrawFn, ways: Sequence[Way]) -> Step:
     return make(draw, session, ways[session])
 
 
+_WAYS = [*[SERVICE] * 6, *[way for way in WAYS for _ in range(1 if way.leaves else 3)]]
+
+
 @st.composite
 def programs(draw: st.DrawFn) -> Program:
     """A program of a few sessions and a few steps."""
-    ways = draw(st.lists(st.sampled_from(WAYS), min_size=1, max_size=3))
-    chosen = draw(st.lists(steps(ways), min_size=1, max_size=12))
-    leaves = st.sampled_from([False] * 9 + [True])
+    ways = draw(st.lists(st.sampled_from(_WAYS), min_size=1, max_size=3))
+    # In a long one, something that is noticed may hide what is not.
+    chosen = draw(st.lists(steps(ways), min_size=1, max_size=draw(st.sampled_from([3, 12]))))
+    leaves = st.sampled_from([False] * 19 + [True])  # a harness waits for whoever may be leaving
     left = draw(st.lists(leaves, min_size=len(ways), max_size=len(ways)))
     return Program(tuple(ways), tuple(chosen), tuple(left))

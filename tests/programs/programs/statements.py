@@ -87,7 +87,6 @@ ROWS: dict[str, list[str]] = {
     "copy": ["COPY no_key FROM PROGRAM 'printf \"7,seven\\n8,\"' CSV"],
     "trigger and rule": [
         "INSERT INTO loud VALUES ({name}) RETURNING word",
-        "DELETE FROM guarded",
         "INSERT INTO plan VALUES ({name})",
         "INSERT INTO immortal VALUES ({name})",
         "DELETE FROM immortal",
@@ -146,7 +145,6 @@ READS: dict[str, list[str]] = {
         "SELECT pg_listening_channels()",
         "SELECT mode, objid::int FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()",
         "SELECT relname FROM pg_class WHERE relnamespace = pg_my_temp_schema() AND relkind = 'r'",
-        "SELECT lastval()",
         "SHOW transaction_isolation",
         "SELECT gid ~ 'left' FROM pg_prepared_xacts WHERE database = current_database()",
     ],
@@ -157,10 +155,10 @@ SEQUENCES: dict[str, list[str]] = {
         "SELECT nextval('{sequence}')",
         "SELECT setval('{sequence}', 7)",
         "SELECT setval('{sequence}', 5, false)",
-        "SELECT currval('{sequence}')",
+        "SELECT nextval('{sequence}'), currval('{sequence}'), lastval()",
         "ALTER SEQUENCE {sequence} RESTART",
         "ALTER SEQUENCE called RESTART WITH {new} INCREMENT 3",
-        "ALTER TABLE child ALTER id RESTART",
+        "ALTER TABLE leaf ALTER id RESTART",
         "ALTER TABLE parent ALTER id RESTART WITH 50",
     ],
 }  # fmt: skip
@@ -290,6 +288,7 @@ ERRORS: dict[str, list[str]] = {
         "INSERT INTO parent (name) VALUES (NULL)",
         "INSERT INTO leaf (child_id) VALUES (99)",
         "SELECT 'x'::int",
+        "DELETE FROM guarded",
         "DO $$ BEGIN INSERT INTO no_key VALUES (0, 'DO'); RAISE EXCEPTION 'no'; END $$",
     ],
 }
