@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.support.machine import kill, linux_only, started_with
-from tests.support.small import PASSED, Small
+from tests.support.small import PASSED, Small, wait_until
 
 pytestmark = linux_only
 
@@ -137,6 +137,9 @@ def test_sessions_are_killed_while_rows_are_put_back(
     instants = random.Random(1)
     with small.console() as console, ThreadPoolExecutor() as threads:
         run = threads.submit(small.outcome, str(busy))
+        service = "datname ~ '^app_w_' AND application_name = ''"
+        tests = f"SELECT 1 FROM pg_stat_activity WHERE {service}"
+        wait_until(lambda: console.sql(tests), "the first test has run")
         killed = 0
         while not run.done():
             terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
