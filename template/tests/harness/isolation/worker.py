@@ -390,9 +390,12 @@ class WorkerDatabase:
             return level
         if open_ := self._not_ours(now.sessions.keys()):
             who = "\n".join(databases.describe_sessions(self._connection, open_))
+            what = "changed more than rows of small tables"
+            if not is_superuser(inside):
+                what = f"stored something, and {inside.info.user} is no superuser"
             raise HarnessError(
-                f"The fixture {fixture} changed more than rows, and the database that its tests start from is to "
-                f"be copied, but sessions of it are open. Close them before the fixture yields:\n{who}"
+                f"The fixture {fixture} {what}: the database that its tests start from is to be copied, but "
+                f"sessions of it are open. Close them before the fixture yields:\n{who}"
             )
         level = _read_level(inside)
         level.fixture, level.template = fixture, self._clones.new_name("t")
