@@ -136,15 +136,17 @@ def test_last():
 def test_without_rights_of_a_superuser(small: Small) -> None:
     """Foreign keys, triggers and row-level security are in the way, and nothing is left."""
     with running(small, pgvector=False) as server:
-        env = {"TEST_DATABASE_URL": server.url("runner")}
-        outcome = small.tried(NO_SUPERUSER, SEED=OBSTACLES, **env)
+        url = server.url("runner")
+        outcome = small.tried(NO_SUPERUSER, SEED=OBSTACLES, TEST_DATABASE_URL=url)
         assert outcome.counts == {"passed": 19}, outcome.output[-6000:]
         assert " put back, 10 replaced" in outcome.output, "of 19: those that did more than add"
         # What a fixture stores is copied, which open sessions of it are in the way of.
         holds = "pooled or transaction or late"
         closed = ("-k", f"not ({holds})")
-        passed = small.tried(WIDER_FIXTURES, *closed, timeout=300, **env).counts.pop("passed")
+        passed = small.tried(
+            WIDER_FIXTURES, *closed, timeout=300, TEST_DATABASE_URL=url
+        ).counts.pop("passed")
         assert passed == WIDER_FIXTURES_PASSED - 13
-        outcome = small.tried(WIDER_FIXTURES, "-k", "TestPooled", **env)
+        outcome = small.tried(WIDER_FIXTURES, "-k", "TestPooled", TEST_DATABASE_URL=url)
         assert "The fixture pooled stored something, and runner is no superuser" in outcome.output
         assert "passed" not in outcome.counts
