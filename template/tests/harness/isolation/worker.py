@@ -35,12 +35,14 @@ class Left:
 
     Attributes:
         sessions: and prepared transactions that it left open, a line each.
-        shared: what it made for the whole server, which nobody takes away.
+        shared: what was made for the whole server meanwhile, which nobody takes away.
+        others: whether somebody else was connected to the server, and may have made that.
         kept: the database's name, where it was kept for the user.
     """
 
     sessions: list[str] = field(default_factory=list)
     shared: list[str] = field(default_factory=list)
+    others: bool = False
     kept: str | None = None
 
 
@@ -218,6 +220,9 @@ class WorkerDatabase:
             now = None
         if now is not None and now.shared != self._shared:
             left.shared = self._look_at_server(now)
+            left.others = bool(left.shared) and databases.has_others(
+                self._connection, self._environment
+            )
         unseen = self._unseen(now)
         if now is not None and not unseen and self._putback.is_unchanged(now):
             self.statistics.put_back += self._putback.repeated
@@ -303,7 +308,11 @@ class WorkerDatabase:
     def _look_at_server(self, now: Reading) -> list[str]:
         found = changes.on_the_server(self._connection)
         new, self._shared_objects, self._shared = found - self._shared_objects, found, now.shared
-        return [f"  {name}" for name in sorted(new)]
+        return sorted(new)
+
+    def on_the_server(self) -> set[str]:
+        """What belongs to the whole server at present."""
+        return changes.on_the_server(self._connection)
 
     def _roll_back_prepared(self) -> list[str]:
         """Nothing can be dropped or put back that a prepared transaction holds."""
