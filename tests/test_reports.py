@@ -263,3 +263,19 @@ def test_what_a_test_leaves_on_the_server(small: Small) -> None:
     for name, what in (("leaves_a_role", "role"), ("leaves_a_database", "database")):
         assert "The test left on the server, where nobody takes it away:" in found[name]
         assert f"  the {what} left_by_a_test" in found[name]
+
+
+def test_what_somebody_leaves_on_the_server_fails_no_test(small: Small) -> None:
+    """Somebody is connected: who made it is not known, but which test ran."""
+    with small.console() as console:
+        console.sql("SELECT 1")
+        outcome = small.tried(SERVER, "-k", "leaves or passes_later")
+        assert outcome.counts == {"passed": 3}
+        assert "left on the server, by" not in outcome.output, "it is gone by the end"
+        outcome = small.tried(SERVER, "-k", "leaves")
+        assert outcome.counts == {"passed": 2}
+        for name, what in (("leaves_a_role", "role"), ("leaves_a_database", "database")):
+            line = rf"left on the server, by \S+::test_{name} or by what ran beside it: the {what} "
+            assert re.search(f"{line}left_by_a_test", outcome.output)
+        console.sql("DROP ROLE left_by_a_test")
+        console.sql("DROP DATABASE left_by_a_test")

@@ -385,6 +385,8 @@ def test_no_more_late():
     assert sql("SELECT count(*) FROM customers") == [(8,)]
 '''
 
+PASSED = 67
+
 LATE = """\
 import os
 
@@ -616,7 +618,7 @@ def test_passes_9():
 
 SAYS = {
     "stores_late": "but was asked for in the midst of a test that had changed the database",
-    "holds": "The fixture defines_and_holds changed more than rows",
+    "holds": "The fixture defines_and_holds changed more than rows of small tables",
     "fails_in_its_fixture": "on purpose",
     "last_of_its_class": "A fixture left database sessions open",
     "changed": "The fixture stores ends before changes_what_stores_stored",
@@ -627,7 +629,7 @@ SAYS = {
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "two workers"])
 def test_fixtures_of_wider_scopes(workers: list[str], small: Small) -> None:
     outcome = small.tried(TESTS, *workers)
-    assert (outcome.status, outcome.counts) == (0, {"passed": 67}), outcome.output[-6000:]
+    assert (outcome.status, outcome.counts) == (0, {"passed": PASSED}), outcome.output[-6000:]
     assert "no leaked sessions" in outcome.output
 
 

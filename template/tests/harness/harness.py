@@ -70,6 +70,7 @@ class Harness:
         self._log_begin = 0
         self._log_seen = -1
         self._left: list[str] = []
+        self._perhaps_left: dict[str, str] = {}  # on the server, after which test
 
     @property
     def started(self) -> bool:
@@ -208,7 +209,7 @@ class Harness:
             self.summary.put_back = statistics.put_back
             self.summary.seconds, self.summary.leaks = statistics.seconds, statistics.leaks
             if not self.lost:
-                steps.append(self._last_comparison)
+                steps += [self._last_comparison, self._last_look_at_server]
         if self._connection is not None:
             if self._started and not self._connection.closed:
                 steps.append(self._close_worker)
@@ -238,6 +239,14 @@ class Harness:
                 f"{self.environment.worker}: the tests' database is not as the golden one any more, and no test was "
                 f"seen to change it: {'; '.join(wrong)}"
             )
+
+    def _last_look_at_server(self) -> None:
+        there = self.worker.on_the_server() if self._perhaps_left else set()
+        self.summary.left += [
+            f"left on the server, by {test} or by what ran beside it: {what}"
+            for what, test in self._perhaps_left.items()
+            if what in there
+        ]
 
     # --- around a test ------------------------------------------------------------------------
 
@@ -292,10 +301,12 @@ class Harness:
             self.summary.kept.append(f"{name}\n    python -m tests.harness psql {found.kept}")
         if found.sessions:
             left.append("The test left database sessions open:\n" + "\n".join(found.sessions))
-        if found.shared:
+        if found.others:
+            self._perhaps_left |= {what: name for what in found.shared}
+        elif found.shared:
             left.append(
                 "The test left on the server, where nobody takes it away:\n"
-                + "\n".join(found.shared)
+                + "\n".join(f"  {what}" for what in found.shared)
             )
         return left
 

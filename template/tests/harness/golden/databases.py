@@ -351,6 +351,18 @@ def sessions(connection: Connection, name: str) -> list[int]:
     return [row[0] for row in rows]
 
 
+def has_others(connection: Connection, environment: Environment) -> bool:
+    """Whether anybody else is connected to the server, another worker of this run included."""
+    row = connection.execute(
+        """
+        SELECT EXISTS (SELECT FROM pg_stat_activity WHERE usesysid IS NOT NULL
+                       AND datname IS DISTINCT FROM %s AND application_name <> %s)
+        """,
+        (environment.database, f"{APPLICATION} {environment.run} {environment.worker}"),
+    ).fetchone()
+    return row == (True,)
+
+
 def _occupied(connection: Connection, name: str, processes: list[int]) -> str:
     who = "\n".join(describe_sessions(connection, processes))
     return f"{name} is to be dropped, renamed or cloned, but these sessions of it can't be ended. Close them:\n{who}"

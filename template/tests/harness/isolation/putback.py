@@ -261,7 +261,10 @@ class PutBack:
         small = [table for table in self.level.tables.values() if table.content is not None]
         if not small:
             return set()
-        cursor = self.connection.execute("; ".join(table.measure for table in small))
+        try:
+            cursor = self.connection.execute("; ".join(table.measure for table in small))
+        except psycopg.Error:
+            return {table.oid for table in small}
         found = set()
         for table in small:
             if cursor.fetchall()[0] != table.content:
@@ -274,7 +277,10 @@ class PutBack:
         if now.state != self._state or now.prepared:
             return None
         if now.catalogs != self._catalogs:
-            if changes.read_catalogs(self.connection) != self._schema:
+            try:
+                if changes.read_catalogs(self.connection) != self._schema:
+                    return None
+            except psycopg.Error:
                 return None
             self._catalogs = now.catalogs
         found = set()
@@ -310,12 +316,12 @@ class PutBack:
             return False
         try:
             outcome = plan.outcome(self.connection.execute(plan.sql), self._tables, now.tables)
+            self.rewritten |= bool(plan.rewritten)
+            small = not plan.rewritten and all(table.content is not None for table in plan.added)
+            self._habit = plan if small else None
+            return outcome.as_before and self._accept(outcome, changed.union(rewrite))
         except psycopg.Error:
             return False
-        self.rewritten |= bool(plan.rewritten)
-        small = not plan.rewritten and all(table.content is not None for table in plan.added)
-        self._habit = plan if small else None
-        return outcome.as_before and self._accept(outcome, changed.union(rewrite))
 
     def _plan(self, now: Reading, changed: set[int], rewrite: Collection[int]) -> Plan | None:
         """How to put back what changed; None where that can't be."""
@@ -341,8 +347,11 @@ class PutBack:
 
     def rewrite(self, oids: Collection[int]) -> bool:
         """Store the rows of these tables, and where sequences stand: the database is a clone of less."""
-        self._prepare()
-        return self.put_back(self.read(), oids)
+        try:
+            self._prepare()
+            return self.put_back(self.read(), oids)
+        except psycopg.Error:
+            return False
 
     def _in_order(self, oids: Iterable[int]) -> list[int]:
         """Children before their parents: foreign keys count where the harness is no superuser."""

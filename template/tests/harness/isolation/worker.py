@@ -35,12 +35,14 @@ class Left:
 
     Attributes:
         sessions: and prepared transactions that it left open, a line each.
-        shared: what it made for the whole server, which nobody takes away.
+        shared: what was made for the whole server meanwhile, which nobody takes away.
+        others: whether somebody else was connected to the server, and may have made that.
         kept: the database's name, where it was kept for the user.
     """
 
     sessions: list[str] = field(default_factory=list)
     shared: list[str] = field(default_factory=list)
+    others: bool = False
     kept: str | None = None
 
 
@@ -218,6 +220,9 @@ class WorkerDatabase:
             now = None
         if now is not None and now.shared != self._shared:
             left.shared = self._look_at_server(now)
+            left.others = bool(left.shared) and databases.has_others(
+                self._connection, self._environment
+            )
         unseen = self._unseen(now)
         if now is not None and not unseen and self._putback.is_unchanged(now):
             self.statistics.put_back += self._putback.repeated
@@ -303,7 +308,11 @@ class WorkerDatabase:
     def _look_at_server(self, now: Reading) -> list[str]:
         found = changes.on_the_server(self._connection)
         new, self._shared_objects, self._shared = found - self._shared_objects, found, now.shared
-        return [f"  {name}" for name in sorted(new)]
+        return sorted(new)
+
+    def on_the_server(self) -> set[str]:
+        """What belongs to the whole server at present."""
+        return changes.on_the_server(self._connection)
 
     def _roll_back_prepared(self) -> list[str]:
         """Nothing can be dropped or put back that a prepared transaction holds."""
@@ -390,9 +399,12 @@ class WorkerDatabase:
             return level
         if open_ := self._not_ours(now.sessions.keys()):
             who = "\n".join(databases.describe_sessions(self._connection, open_))
+            what = "changed more than rows of small tables"
+            if not is_superuser(inside):
+                what = f"stored something, and {inside.info.user} is no superuser"
             raise HarnessError(
-                f"The fixture {fixture} changed more than rows, and the database that its tests start from is to "
-                f"be copied, but sessions of it are open. Close them before the fixture yields:\n{who}"
+                f"The fixture {fixture} {what}: the database that its tests start from is to be copied, but "
+                f"sessions of it are open. Close them before the fixture yields:\n{who}"
             )
         level = _read_level(inside)
         level.fixture, level.template = fixture, self._clones.new_name("t")
