@@ -21,13 +21,13 @@ from tests.variants import ALL_OFF
 
 SERVICE = Path(__file__).with_name("programs")
 
-ALONE, PROGRAMS = 252, 300
+ALONE, PROGRAMS = 276, 300
 MANY, PARTS = 10_000, 4
 SEPARATE = 40  # of them, each as a test of its own, with as many witnesses between
 
 # What could be overlooked: a file, what stands there, what instead, and what then shows.
-PUT_BACK, CHANGES, CONNECTIONS = (
-    f"isolation/{name}.py" for name in ("putback", "changes", "connections")
+PUT_BACK, CHANGES, CONNECTIONS, STATEMENTS = (
+    f"isolation/{name}.py" for name in ("putback", "changes", "connections", "statements")
 )
 FAULTS = {
     "some tables": (
@@ -55,10 +55,16 @@ FAULTS = {
         r"its settings: \+ ",
     ),
     "settings of a session": (
-        CONNECTIONS,
+        STATEMENTS,
         r"(?:begin|commit|",
         r"(?:set|begin|commit|",
         "a session of the service, (?:setting|placeholders)",
+    ),
+    "settings behind a name": (
+        STATEMENTS,
+        "if definition and self._has(definition)]",
+        "if () != ()]",
+        "a session of the service, placeholders",
     ),
     "a killed session": (
         CONNECTIONS,

@@ -138,3 +138,31 @@ GRANT SELECT ON parent, child, secret TO program_reader;
 GRANT UPDATE (word) ON secret TO program_reader;
 COMMENT ON TABLE parent IS 'golden';
 CREATE STATISTICS child_both ON parent_id, quantity FROM child;
+
+-- Behind what names a session may be changed.
+CREATE FUNCTION remember(what text) RETURNS text LANGUAGE sql AS $$ SELECT set_config('app.tenant', what, false) $$;
+CREATE FUNCTION remember_both(a text, b text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN RETURN remember(a || b); END $$;
+CREATE FUNCTION remember_atomic() RETURNS text BEGIN ATOMIC SELECT remember('atomic'); END;
+CREATE FUNCTION remember_statement() RETURNS void LANGUAGE plpgsql AS $$ BEGIN SET app.tenant = 'statement'; END $$;
+CREATE FUNCTION remember_text() RETURNS void LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'S' || 'ET app.tenant = 1'; END $$;
+CREATE FUNCTION remember_row() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN PERFORM remember(TG_TABLE_NAME); RETURN coalesce(NEW, OLD); END $$;
+CREATE OPERATOR <~~> (FUNCTION = remember_both, LEFTARG = text, RIGHTARG = text);
+CREATE AGGREGATE remembered (text) (SFUNC = remember_both, STYPE = text, INITCOND = '');
+CREATE DOMAIN rememberer AS int CHECK (remember('domain') IS NOT NULL);
+CREATE VIEW behind_view AS SELECT * FROM tenant;
+CREATE TABLE behind_default (id int, word text DEFAULT remember('default'));
+CREATE TABLE behind_check (id int CHECK (remember('check') IS NOT NULL));
+CREATE TABLE behind_domain (id rememberer);
+CREATE TABLE behind_index (word text);
+CREATE INDEX ON behind_index (remember_both(word, 'index'));
+CREATE TABLE behind_rule (id int);
+CREATE RULE remember AS ON INSERT TO behind_rule DO ALSO SELECT remember('rule');
+CREATE TABLE behind_key (id int PRIMARY KEY);
+CREATE TABLE behind_trigger (id int REFERENCES behind_key ON DELETE CASCADE);
+INSERT INTO behind_key VALUES (1);
+INSERT INTO behind_trigger VALUES (1);
+CREATE TRIGGER remember BEFORE INSERT OR DELETE ON behind_trigger FOR EACH ROW EXECUTE FUNCTION remember_row();
+CREATE TABLE behind_partition (id int) PARTITION BY LIST (id);
+CREATE TABLE "A part" PARTITION OF behind_partition DEFAULT;
+CREATE TRIGGER remember BEFORE INSERT ON "A part" FOR EACH ROW EXECUTE FUNCTION remember_row();

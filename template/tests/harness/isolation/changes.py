@@ -49,7 +49,11 @@ _SESSIONS = (
 STATE = """
     concat_ws(' ', extract(epoch FROM pg_stat_get_db_stat_reset_time(d.oid)), d.xmin, d.datconnlimit, (
         SELECT string_agg(concat_ws(' ', setdatabase, setrole, setconfig), ' ' ORDER BY setdatabase, setrole)
-        FROM pg_db_role_setting WHERE setdatabase IN (0, d.oid))),
+        FROM pg_db_role_setting WHERE setdatabase IN (0, d.oid)), (
+        SELECT string_agg(version::text, ' ' ORDER BY version::text) FROM (
+            SELECT xmin::text FROM pg_shdescription WHERE (objoid, classoid) = (d.oid, 'pg_database'::regclass)
+            UNION ALL SELECT xmin::text FROM pg_shseclabel WHERE (objoid, classoid) = (d.oid, 'pg_database'::regclass)
+            UNION ALL SELECT oid::text FROM pg_subscription WHERE subdbid = d.oid) of_it (version))),
     pg_stat_get_tuples_inserted('pg_authid'::regclass) + pg_stat_get_tuples_deleted('pg_authid'::regclass)
     + pg_stat_get_tuples_inserted('pg_tablespace'::regclass) + pg_stat_get_tuples_inserted('pg_database'::regclass)
 """

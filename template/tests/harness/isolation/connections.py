@@ -3,9 +3,9 @@
 In tests the service has no pool: nothing of one test may reach the next one, or another event loop.
 But to open a connection takes longer than most tests. So on the session's event loop, SQLAlchemy's
 NullPool is given again what it closed before, if that is like new: whatever is sent passes by here,
-and queries, changes of rows and what ends with its transaction leave nothing that a session
-remembers. After anything else (settings, temporary tables, listeners, locks, codecs, …) a connection
-is closed for real. On other loops, in threads and by other drivers, all are opened as anywhere.
+and `statements.py` tells whether it leaves something that a session remembers (settings, temporary
+tables, listeners, locks, …). If so, or after another codec, a connection is closed for real. On other
+loops, in threads and by other drivers, all are opened as anywhere.
 
 What a connection wrote must have been counted when it is kept (see `changes.py`): the end of each
 transaction asks for that, in the same round trip.
@@ -16,7 +16,6 @@ The driver's prepared statements and the last value of a sequence are kept, as a
 from __future__ import annotations
 
 import asyncio
-import re
 import select
 from collections.abc import Callable
 from typing import Any
@@ -25,30 +24,12 @@ import asyncpg
 from sqlalchemy import NullPool
 
 from ..checks.offline import is_offline
+from .statements import Names
 
 _KEPT = 5  # as many as SQLAlchemy's own pool keeps
 
 _COUNT = " SELECT pg_stat_force_next_flush()"
 _ENDS_OF_TRANSACTIONS = ("COMMIT;", "ROLLBACK;")  # as asyncpg sends them
-
-# What leaves nothing behind, but for what the second names: more statements in one, and functions
-# of sessions. A setting of one's own (`my.tenant`) leaves an empty one, even when it is local.
-_PLAIN = re.compile(
-    r"\s*(?:begin|commit|delete|insert|merge|release|rollback|savepoint|select|show|update|values|with"
-    r"|set\s+local\s+\w+\s*(?:=|to\b))",
-    re.IGNORECASE,
-)
-_REMEMBERED = re.compile(
-    r";\s*\w|\b(?:set_config|pg_settings|setseed|dblink\w*|pg_advisory_(?:unlock\w*|lock\w*)|pg_try_advisory_lock\w*)\b",
-    re.IGNORECASE,
-)
-_HIDES = re.compile(r"\bset(?:_config)?\b[^;]*\btrack_counts\b", re.IGNORECASE)
-_DEFINES = re.compile(
-    r"(?:^|;)\s*(?:/\*.*?\*/\s*|--[^\n]*\n\s*)*"
-    r"(?:alter|call|create|do|drop|import|refresh|reindex|security)\b",
-    re.IGNORECASE | re.DOTALL,
-)
-_ENDS = re.compile(r"\bpg_(?:terminate|cancel)_backend\b", re.IGNORECASE)
 
 
 class KeptConnections:
@@ -61,8 +42,8 @@ class KeptConnections:
     def __init__(self, database: str) -> None:
         self.used = False
         """Whether one was given out since this was last set."""
-        self.enabled = True
-        """False where functions of the database do what a session remembers: any query may call one."""
+        self.names = Names(None)
+        """Those of the database, by which a statement reaches what a session remembers."""
         self.uncounted = False
         """Whether a test told Postgres not to count what it changes."""
         self._database = database
@@ -79,7 +60,7 @@ class KeptConnections:
         opens, closes = NullPool._do_get, NullPool._do_return_conn
         self._put(asyncpg, "connect", self.connect)
         self._put(asyncpg.connection, "connect", self.connect)
-        self._put(NullPool, "_do_get", lambda pool: self._take(pool) or opens(pool))
+        self._put(NullPool, "_do_get", lambda pool: self._take(pool) or _opened(opens(pool)))
         self._put(
             NullPool,
             "_do_return_conn",
@@ -163,8 +144,7 @@ class KeptConnections:
         """Whether a connection is kept that `pool` would close."""
         connection = record.driver_connection
         if not (
-            self.enabled
-            and type(connection) is _Watched
+            type(connection) is _Watched
             and self._is_here()
             and not self._doubtful
             and connection.is_like_new()
@@ -178,6 +158,13 @@ class KeptConnections:
         return True
 
 
+def _opened(record: Any) -> Any:
+    """What a connection was told until now, each is that the engine opens."""
+    if type(record.driver_connection) is _Watched:
+        record.driver_connection.is_opened = True
+    return record
+
+
 def _is_ordinary(pool: Any) -> bool:
     """Whether nobody but SQLAlchemy wants to know of each connection that is opened or closed."""
     listeners = (*pool.dispatch.connect, *pool.dispatch.close)
@@ -187,11 +174,11 @@ def _is_ordinary(pool: Any) -> bool:
 class _Watched(asyncpg.Connection):  # type: ignore[misc]
     """Knows whether it is like new."""
 
-    __slots__ = ("_keeper", "_plain", "_spoken")
+    __slots__ = ("_keeper", "_plain", "is_opened")
 
     def begin(self, keeper: KeptConnections) -> None:
         self._keeper = keeper
-        self._plain, self._spoken = True, False
+        self._plain, self.is_opened = True, False
 
     def is_dead(self) -> bool:
         """Whether it is closed, or the server said something unasked, such as that it ends."""
@@ -227,35 +214,31 @@ class _Watched(asyncpg.Connection):  # type: ignore[misc]
         return await super()._get_statement(query, *args, **options)
 
     async def _copy_in(self, *args: Any, **options: Any) -> Any:
-        self._note(plain=self.is_in_transaction())
+        self._plain &= self.is_in_transaction()
         return await super()._copy_in(*args, **options)
 
     async def _copy_in_records(self, *args: Any, **options: Any) -> Any:
-        self._note(plain=self.is_in_transaction())
+        self._plain &= self.is_in_transaction()
         return await super()._copy_in_records(*args, **options)
 
     def _watch(self, query: str) -> None:
         """All that is sent as SQL comes by here."""
-        self._note(
-            plain=_PLAIN.match(query) is not None
-            and _REMEMBERED.search(query) is None
-            # Else nobody asks to have it counted.
-            and (self.is_in_transaction() or query.startswith("BEGIN"))
-        )
-        if _DEFINES.search(query) or _ENDS.search(query):
+        effect = self._keeper.names.effect(query)
+        # Outside a transaction, nobody asks to have it counted.
+        self._plain &= effect.leaves_nothing and (self.is_in_transaction() or query.startswith("BEGIN"))
+        if effect.defines:
             self._keeper.doubt()
-        if _HIDES.search(query):
+        if effect.hides:
             self._keeper.uncounted = True
 
-    def _note(self, *, plain: bool) -> None:
-        self._spoken = True
-        self._plain &= plain
-
     async def set_type_codec(self, *args: Any, **options: Any) -> None:
-        # What a connection gets when it is opened, each gets.
-        self._plain &= not self._spoken
+        self._plain &= not self.is_opened
         await super().set_type_codec(*args, **options)
 
     async def set_builtin_type_codec(self, *args: Any, **options: Any) -> None:
-        self._plain &= not self._spoken
+        self._plain &= not self.is_opened
         await super().set_builtin_type_codec(*args, **options)
+
+    async def reset_type_codec(self, *args: Any, **options: Any) -> None:
+        self._plain &= not self.is_opened
+        await super().reset_type_codec(*args, **options)

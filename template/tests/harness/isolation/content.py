@@ -142,18 +142,3 @@ def read(connection: Connection, only: Collection[int] | None = None) -> dict[in
             found[oid] = replace(found[oid], content=content, rows=rows)
             cursor.nextset()
     return found
-
-
-def has_functions_that_remember(connection: Connection) -> bool:
-    """Whether a function of the database changes its session: settings, locks, listeners and the like."""
-    row = connection.execute(
-        r"""
-        SELECT EXISTS (
-            SELECT FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
-            WHERE p.oid >= 16384 AND p.prokind IN ('f', 'p') AND l.lanname NOT IN ('c', 'internal')
-              AND pg_get_functiondef(p.oid)
-                  ~* '\y(set_config|execute|perform|advisory|dblink|listen|temp|temporary|prepare|declare\s+\S+\s+cursor)'
-              OR p.oid >= 16384 AND l.lanname NOT IN ('c', 'internal', 'sql', 'plpgsql'))
-        """
-    ).fetchone()
-    return row == (True,)

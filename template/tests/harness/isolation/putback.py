@@ -23,6 +23,7 @@ from ..golden.databases import Connection
 from . import changes
 from .changes import Fresh, Reading, Sequence
 from .content import Table
+from .statements import Names
 
 Counts = Mapping[int, tuple[int, int]]
 """Rows ever inserted, and ever updated or deleted, by table."""
@@ -41,6 +42,7 @@ class Level:
     Attributes:
         tables: by oid.
         sequences: by oid.
+        names: by which a statement reaches what a session remembers.
         own: tables that differ from those of the level below, or of the template.
         template: a database that holds all this, where more than rows differs.
         fixture: whose level it is, for messages.
@@ -48,6 +50,7 @@ class Level:
 
     tables: Mapping[int, Table]
     sequences: Mapping[int, Sequence]
+    names: Names
     own: Collection[int] = ()
     template: str | None = None
     fixture: str = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Set
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import sql
@@ -20,8 +21,11 @@ from ..waiting import polls
 from . import changes, content
 from .changes import Reading
 from .clones import Clones, Statistics
-from .connections import KeptConnections
 from .putback import Level, PutBack, is_superuser
+from .statements import Names
+
+if TYPE_CHECKING:
+    from .connections import KeptConnections
 
 _GRACE = 0.5  # seconds that a session has to leave after its test; a client closes before its backend ends
 _KEPT_DATABASES = 5  # of failing tests, in one run
@@ -123,8 +127,6 @@ class WorkerDatabase:
                 if wrong := golden.verify(inside, self.golden):
                     return wrong
                 self._levels = [_read_level(inside)]
-                if self._kept is not None:
-                    self._kept.enabled = not content.has_functions_that_remember(inside)
         except HarnessError as error:  # it lets nobody in
             return [str(error)]
         except psycopg.Error as error:
@@ -152,6 +154,8 @@ class WorkerDatabase:
 
     def _begin(self, fresh: changes.Fresh) -> None:
         self._putback = PutBack(self._connect, fresh, self._levels)
+        if self._kept is not None:
+            self._kept.names = self._levels[-1].names
         self._shared = fresh.shared
         self._wide = {}
 
@@ -393,7 +397,7 @@ class WorkerDatabase:
         ):
             sequences = {s.oid: s for s in changes.read_sequences(inside)}
             tables = {**self._levels[-1].tables, **own}
-            level = Level(tables, sequences, own=changed, fixture=fixture)
+            level = Level(tables, sequences, self._levels[-1].names, own=changed, fixture=fixture)
             self._levels.append(level)
             self._putback.accept(now)
             return level
@@ -461,4 +465,4 @@ class WorkerDatabase:
 def _read_level(inside: Connection) -> Level:
     """What a database holds at present."""
     sequences = {s.oid: s for s in changes.read_sequences(inside)}
-    return Level(content.read(inside), sequences)
+    return Level(content.read(inside), sequences, Names(inside))
