@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 
 import pytest
 
@@ -270,12 +271,58 @@ def test_what_somebody_leaves_on_the_server_fails_no_test(small: Small) -> None:
     with small.console() as console:
         console.sql("SELECT 1")
         outcome = small.tried(SERVER, "-k", "leaves or passes_later")
-        assert outcome.counts == {"passed": 3}
+        assert outcome.counts == {"passed": 3, "deselected": 1}
         assert "left on the server, by" not in outcome.output, "it is gone by the end"
         outcome = small.tried(SERVER, "-k", "leaves")
-        assert outcome.counts == {"passed": 2}
+        assert outcome.counts == {"passed": 2, "deselected": 2}
         for name, what in (("leaves_a_role", "role"), ("leaves_a_database", "database")):
             line = rf"left on the server, by \S+::test_{name} or by what ran beside it: the {what} "
             assert re.search(f"{line}left_by_a_test", outcome.output)
         console.sql("DROP ROLE left_by_a_test")
         console.sql("DROP DATABASE left_by_a_test")
+
+
+HOLDS = {
+    "the prepared transaction left": "PREPARE TRANSACTION 'left'",
+    "the subscription sub": (
+        "CREATE SUBSCRIPTION sub CONNECTION 'dbname=none' PUBLICATION p WITH (connect = false)"
+    ),
+}
+
+HOLD = f"""{BEGIN}\
+@pytest.mark.parametrize("statement", {list(HOLDS.values())!r}, ids=["prepared", "subscription"])
+async def test_holds(statement, db_session):
+    connection = await db_session.connection()
+    await connection.exec_driver_sql("DELETE FROM customers")
+    await connection.exec_driver_sql(statement)
+    await db_session.commit()
+    assert not os.environ.get("DIES") or os.kill(os.getpid(), 9)
+
+
+def test_later():
+    assert sql("SELECT count(*) FROM customers") == [(5,)]
+    assert not sql("SELECT FROM pg_prepared_xacts")
+    assert not sql("SELECT FROM pg_subscription")
+"""
+
+
+def test_what_keeps_a_database_from_being_dropped(small: Small) -> None:
+    outcome = small.tried(HOLD, "-p", "no:randomly")
+    assert outcome.counts == {"passed": 3, "error": 2}
+    assert [line for line in HOLDS if f"  {line}" in outcome.output] == list(HOLDS)
+
+
+@pytest.mark.parametrize("name", ["prepared", "subscription"])
+def test_what_keeps_a_database_of_a_killed_run_from_being_dropped(name: str, small: Small) -> None:
+    file = small.path / "tests" / "test_holds.py"
+    file.write_text(HOLD)
+    try:
+        with small.console() as console:
+            assert small.outcome(str(file), "-k", name, DIES="1").status == -signal.SIGKILL
+            assert [found[:6] for found in console.look().ours if found[4] != "g"] == ["app_w_"]
+            outcome = small.outcome(str(file), "-k", "later")
+            assert outcome.counts == {"passed": 1, "deselected": 2}
+            assert "swept: 1 databases" in outcome.output
+            assert [found for found in console.look().ours if found[4] != "g"] == []
+    finally:
+        file.unlink()

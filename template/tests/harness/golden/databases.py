@@ -293,15 +293,54 @@ def drop(connection: Connection, databases: Iterable[Database], timeout: float =
         except (psycopg.errors.ObjectInUse, psycopg.errors.InsufficientPrivilege):
             # A superuser's session, or one of the server's own, which it ends for any owner.
             try:
+                if database.valid and database.kind != "g":
+                    with _into(connection, database.name) as inside:
+                        let_go(inside)
                 disconnect(connection, database.name, timeout)
                 connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(name))
-            except HarnessError as error:
-                problems.append(str(error))
             except psycopg.errors.ObjectInUse:
                 who = sessions(connection, database.name)
                 problems.append(_occupied(connection, database.name, who))
+            except (HarnessError, psycopg.OperationalError) as error:
+                problems.append(str(error))
     if problems:
         raise HarnessError("\n".join(problems))
+
+
+def _into(connection: Connection, name: str) -> Connection:
+    """Another connection like this one, to another database."""
+    info = connection.info
+    parameters = info.get_parameters() | {"dbname": name}
+    return Connection.connect(**parameters, password=info.password or None, autocommit=True)
+
+
+def let_go(inside: Connection) -> list[str]:
+    """End what keeps a database from being dropped though nobody is connected to it.
+
+    Args:
+        inside: a connection to it.
+
+    Returns:
+        A line for each prepared transaction, which is rolled back, and for each subscription.
+    """
+    lines = []
+    for (gid,) in inside.execute(
+        "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
+    ).fetchall():
+        inside.execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(gid)))
+        lines.append(f"  the prepared transaction {gid}")
+    for (name,) in inside.execute(
+        "SELECT subname FROM pg_subscription JOIN pg_database d ON d.oid = subdbid WHERE datname = current_database()"
+    ).fetchall():
+        subscription = sql.Identifier(name)
+        for end in (
+            "ALTER SUBSCRIPTION {} DISABLE",
+            "ALTER SUBSCRIPTION {} SET (slot_name = NONE)",  # of another server's, perhaps
+            "DROP SUBSCRIPTION {}",
+        ):
+            inside.execute(sql.SQL(end).format(subscription))
+        lines.append(f"  the subscription {name}")
+    return lines
 
 
 def disconnect(connection: Connection, name: str, timeout: float = 5) -> None:
@@ -355,7 +394,7 @@ def has_others(connection: Connection, environment: Environment) -> bool:
     """Whether anybody else is connected to the server, another worker of this run included."""
     row = connection.execute(
         """
-        SELECT EXISTS (SELECT FROM pg_stat_activity WHERE usesysid IS NOT NULL
+        SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'client backend'
                        AND datname IS DISTINCT FROM %s AND application_name <> %s)
         """,
         (environment.database, f"{APPLICATION} {environment.run} {environment.worker}"),

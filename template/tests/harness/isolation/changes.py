@@ -53,15 +53,16 @@ STATE = """
         SELECT string_agg(version::text, ' ' ORDER BY version::text) FROM (
             SELECT xmin::text FROM pg_shdescription WHERE (objoid, classoid) = (d.oid, 'pg_database'::regclass)
             UNION ALL SELECT xmin::text FROM pg_shseclabel WHERE (objoid, classoid) = (d.oid, 'pg_database'::regclass)
-            UNION ALL SELECT oid::text FROM pg_subscription WHERE subdbid = d.oid) of_it (version))),
+        ) of_it (version))),
     pg_stat_get_tuples_inserted('pg_authid'::regclass) + pg_stat_get_tuples_deleted('pg_authid'::regclass)
     + pg_stat_get_tuples_inserted('pg_tablespace'::regclass) + pg_stat_get_tuples_inserted('pg_database'::regclass)
 """
 """What else there is of a database `d`, as a text to compare; and a number that changes when
 something is made for the whole server."""
 
-_PREPARED = """
-    ARRAY(SELECT gid FROM pg_prepared_xact() p (transaction, gid, prepared, ownerid, dbid) WHERE dbid = d.oid)
+_HOLDS = """
+    ARRAY(SELECT gid FROM pg_prepared_xact() p (transaction, gid, prepared, ownerid, dbid) WHERE dbid = d.oid
+          UNION ALL SELECT subname FROM pg_subscription WHERE subdbid = d.oid)
 """
 
 
@@ -90,7 +91,7 @@ class Reading:
         catalogs: the same for all catalogs, those of the planner's statistics included, in one number.
         state: of the database, see `STATE`.
         shared: changes when something is made for the whole server.
-        prepared: names of prepared transactions.
+        holds: what keeps the database from being dropped, see `databases.let_go()`.
         sequences: those that do not stand where they should.
     """
 
@@ -99,7 +100,7 @@ class Reading:
     catalogs: int
     state: str
     shared: int
-    prepared: Collection[str]
+    holds: Collection[str]
     sequences: frozenset[int]
 
     def is_as(self, other: Reading) -> bool:
@@ -141,7 +142,7 @@ def prepare(connection: Connection, oid: int, sequences: Iterable[Sequence]) -> 
         f"PREPARE sessions AS {_SESSIONS.format(oid=oid)}; "
         f"PREPARE tables AS {_TABLES.format(oid=oid)}; "
         f"PREPARE sequences AS {moved or 'SELECT 0::bigint LIMIT 0'}; "
-        f"PREPARE state AS SELECT {STATE}, {_PREPARED} FROM pg_database d WHERE oid = {oid}"
+        f"PREPARE state AS SELECT {STATE}, {_HOLDS} FROM pg_database d WHERE oid = {oid}"
     )
 
 
@@ -159,9 +160,9 @@ def reading(cursor: Cursor[Any]) -> Reading:
     cursor.nextset()
     moved = frozenset(relation for (relation,) in cursor.fetchall())
     cursor.nextset()
-    state, shared, prepared = cursor.fetchall()[0]
+    state, shared, holds = cursor.fetchall()[0]
     cursor.nextset()
-    return Reading(sessions, counted, catalogs, state, shared, prepared, moved)
+    return Reading(sessions, counted, catalogs, state, shared, holds, moved)
 
 
 def read_catalogs(connection: Connection) -> int:

@@ -277,7 +277,7 @@ class PutBack:
 
     def changed(self, now: Reading) -> set[int] | None:
         """Tables in which rows were added, changed or deleted; None where it was more than that."""
-        if now.state != self._state or now.prepared:
+        if now.state != self._state or now.holds:
             return None
         if now.catalogs != self._catalogs:
             try:

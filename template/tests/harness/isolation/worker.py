@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import psycopg
-from psycopg import sql
 
 from ..environment import Environment
 from ..errors import HarnessError
@@ -38,7 +37,7 @@ class Left:
     """What a test left behind.
 
     Attributes:
-        sessions: and prepared transactions that it left open, a line each.
+        sessions: that it left open, and what else `databases.let_go()` found, a line each.
         shared: what was made for the whole server meanwhile, which nobody takes away.
         others: whether somebody else was connected to the server, and may have made that.
         kept: the database's name, where it was kept for the user.
@@ -218,8 +217,9 @@ class WorkerDatabase:
         now = self._read(repeat=not keep)
         left = Left()
         left.sessions, now = self._end_sessions(now)
-        if now is None or now.prepared:
-            left.sessions += self._roll_back_prepared()
+        if now is None or now.holds:
+            with self._connect() as inside:
+                left.sessions += databases.let_go(inside)
         if self._kept is not None and self._kept.uncounted:
             now = None
         if now is not None and now.shared != self._shared:
@@ -317,17 +317,6 @@ class WorkerDatabase:
     def on_the_server(self) -> set[str]:
         """What belongs to the whole server at present."""
         return changes.on_the_server(self._connection)
-
-    def _roll_back_prepared(self) -> list[str]:
-        """Nothing can be dropped or put back that a prepared transaction holds."""
-        rows = self._connection.execute(
-            "SELECT gid FROM pg_prepared_xacts WHERE database = %s", (self._environment.database,)
-        ).fetchall()
-        if rows:
-            with self._connect() as inside:
-                for (name,) in rows:
-                    inside.execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(name)))
-        return [f"  the prepared transaction {name}" for (name,) in rows]
 
     def _replace(self, *, keep: bool = False) -> str:
         """Put a clone in the database's place. Returns the name that the old one has now."""
