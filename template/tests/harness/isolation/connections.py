@@ -203,6 +203,10 @@ class _Watched(asyncpg.Connection):  # type: ignore[misc]
             and not self.is_in_transaction()
         )
 
+    def _is_within(self) -> bool:
+        """Whether it is in a transaction; one that is closed is in none."""
+        return not self.is_closed() and bool(self.is_in_transaction())
+
     async def execute(self, query: str, *args: Any, **options: Any) -> Any:
         self._watch(query)
         if query in _ENDS_OF_TRANSACTIONS:
@@ -214,18 +218,18 @@ class _Watched(asyncpg.Connection):  # type: ignore[misc]
         return await super()._get_statement(query, *args, **options)
 
     async def _copy_in(self, *args: Any, **options: Any) -> Any:
-        self._plain &= self.is_in_transaction()
+        self._plain &= self._is_within()
         return await super()._copy_in(*args, **options)
 
     async def _copy_in_records(self, *args: Any, **options: Any) -> Any:
-        self._plain &= self.is_in_transaction()
+        self._plain &= self._is_within()
         return await super()._copy_in_records(*args, **options)
 
     def _watch(self, query: str) -> None:
         """All that is sent as SQL comes by here."""
         effect = self._keeper.names.effect(query)
         # Outside a transaction, nobody asks to have it counted.
-        self._plain &= effect.leaves_nothing and (self.is_in_transaction() or query.startswith("BEGIN"))
+        self._plain &= effect.leaves_nothing and (self._is_within() or query.startswith("BEGIN"))
         if effect.defines:
             self._keeper.doubt()
         if effect.hides:
