@@ -9,6 +9,8 @@ UV := $(shell command -v uv >/dev/null 2>&1 && echo uv || echo .venv/bin/uv)
 export UV_SYSTEM_CERTS ?= $(if $(wildcard /etc/ssl/cert.pem /etc/ssl/certs/*),true,false)
 # Copier lets git look for submodules, by a script of git's that needs sed.
 WITH_SED = PATH="$$PATH:/usr/bin:/bin"
+# The rest of what is rendered becomes Python only then.
+HARNESS = --config template/tests/harness/ruff.toml template/tests/harness
 # An activated environment of another project is of no concern here.
 unexport VIRTUAL_ENV
 
@@ -58,12 +60,16 @@ bench: $(UV)
 check: $(UV)
 	@$(UV) run ruff format --check .
 	@$(UV) run ruff check .
+	@$(UV) run ruff format --check $(HARNESS)
+	@$(UV) run ruff check $(HARNESS)
 	@$(UV) run mypy
 	@$(UV) run yamllint --strict copier.yml
 
 format: $(UV)
 	@$(UV) run ruff format .
 	@$(UV) run ruff check --fix .
+	@$(UV) run ruff format $(HARNESS)
+	@$(UV) run ruff check --fix $(HARNESS)
 	@$(UV) run python -m tests.support.sums
 
 release: $(UV)

@@ -16,6 +16,7 @@ itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code,
                        changes: what Postgres counted (content: what it should hold)
                        putback: rows put back, and compared
                        connections: those of the service, kept from test to test
+                       statements: what a session remembers of one
     checks/            offline: what tests can't reach
                        versions: the oldest that will do
                        read_only: what is done without, where nothing can be written
@@ -24,6 +25,7 @@ itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code,
                        integrity: whether these files are the template's
     harness            the above, put together for one process
     fixtures, valkey   what tests ask for
+    lifespan           an application's, for clients
     plugin             the hooks of pytest
 
 `python -m tests.harness` shows what is there, opens psql, and cleans up.

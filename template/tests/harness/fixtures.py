@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
+from . import markers
 from .errors import HarnessError
 from .harness import Harness
-from .plugin import HARNESS, attempt, needs_database
+from .markers import needs_database
+from .plugin import HARNESS, attempt
 from .recipe import resolve
 
 if TYPE_CHECKING:
@@ -43,7 +45,9 @@ def enterprise_database_setup(request: pytest.FixtureRequest) -> Harness | None:
 
 def _ready(harness: Harness | None, request: pytest.FixtureRequest) -> Harness:
     if harness is None or not needs_database(request.node):
-        pytest.fail("A test marked unit asks for a database: mark it integration.", pytrace=False)
+        pytest.fail(
+            f"A test marked {markers.unit} asks for a database: mark it integration.", pytrace=False
+        )
     return harness
 
 

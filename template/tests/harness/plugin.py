@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from . import environment
+from . import environment, markers
 from .checks import failure, integrity, tasks, uncommitted
 from .errors import HarnessError
 from .harness import Harness, Summary
+from .markers import needs_database
 from .recipe import Recipe
 from .servers import guard
 
@@ -45,16 +46,7 @@ class Attempt:
 
 ATTEMPT = pytest.StashKey[Attempt]()
 _CURRENT = pytest.StashKey[pytest.Item]()
-_NEEDS_DATABASE = pytest.StashKey[bool]()
 _TOTAL = pytest.StashKey[Summary]()
-
-_MARKERS = (
-    "unit: pure logic; reaching for Postgres or Redis is an error, and no server is started",
-    "integration: uses the database, Redis or the whole service",
-    "own_database: a database whose rows no test has touched, for a test that changes the schema and the like",
-    "llm: asks a real language model; runs only where one is configured",
-    "allow_leaks(reason): sessions and tasks that the test leaves open are no error",
-)
 
 
 class _Hooks:
@@ -68,6 +60,7 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    markers.add_option(parser)
     parser.addini(
         "harness_allowed_hosts",
         "Hosts, besides this one, on which tests may create and drop databases. Read from pyproject.toml alone.",
@@ -80,8 +73,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.setuponly:  # shows the fixtures of each test, which takes no server
         config.option.setupplan = True
-    for marker in _MARKERS:
-        config.addinivalue_line("markers", marker)
+    markers.register(config)
     if not hasattr(environment, "current"):
         raise pytest.UsageError(
             "tests/__init__.py is missing, or does not call prepare() of tests.harness.environment, "
@@ -127,14 +119,6 @@ def _say(config: pytest.Config, line: str) -> None:
 def attempt(item: pytest.Item) -> Attempt:
     """The present run of a test. Another plugin may have failed it before ours saw it."""
     return item.stash.setdefault(ATTEMPT, Attempt())
-
-
-def needs_database(item: pytest.Item) -> bool:
-    """Whether a test may use a server: any that does not say that it is a unit test."""
-    known = item.stash.get(_NEEDS_DATABASE, None)
-    if known is None:  # asked at each step of each test
-        known = item.stash[_NEEDS_DATABASE] = item.get_closest_marker("unit") is None
-    return known
 
 
 @pytest.hookimpl(tryfirst=True)

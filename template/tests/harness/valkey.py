@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from . import environment
+from . import environment, markers
 from .checks import versions
 from .checks.offline import offline
 from .errors import HarnessError
-from .plugin import needs_database
+from .markers import needs_database
 from .servers import guard
 from .servers.valkey import EmbeddedRedis, ExternalRedis, RedisServer
 
@@ -83,7 +83,9 @@ async def redis_client(
     import redis.asyncio
 
     if redis_server is None or not needs_database(request.node):
-        pytest.fail("A test marked unit asks for Redis: mark it integration.", pytrace=False)
+        pytest.fail(
+            f"A test marked {markers.unit} asks for Redis: mark it integration.", pytrace=False
+        )
     client: Any = redis.asyncio.Redis.from_url(environment.current.redis_url, decode_responses=True)
     try:
         yield client

@@ -38,7 +38,7 @@ from typing import Any
 
 import pytest
 
-from .. import environment, shell
+from .. import environment, markers, shell
 from ..environment import PORT, ROOT, Environment
 from ..errors import HarnessError
 from ..servers.guard import REDIS_PORT, read, setting
@@ -60,7 +60,7 @@ class UnitTestConnectedError(RefusedError):
 
     def __init__(self) -> None:
         super().__init__(
-            "This test is marked unit, and connected to a database or to Redis. Mark it "
+            f"This test is marked {markers.unit}, and connected to a database or to Redis. Mark it "
             "@pytest.mark.integration instead: then it gets a seeded database and a Redis of its own."
         )
 
@@ -438,9 +438,11 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     _refused.clear()
-    unit = item.get_closest_marker("unit") is not None
     leaves = any(item.get_closest_marker(name) for name in _MARKERS)
-    with offline(unit), _online(pytest.MonkeyPatch()) if leaves else nullcontext():
+    with (
+        offline(not markers.needs_database(item)),
+        _online(pytest.MonkeyPatch()) if leaves else nullcontext(),
+    ):
         return (yield)
 
 

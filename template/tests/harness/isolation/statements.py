@@ -52,7 +52,7 @@ _HARMLESS = """
     pg_total_relation_size pg_try_advisory_xact_lock pg_try_advisory_xact_lock_shared random random_normal setval
     suppress_redundant_updates_trigger timeofday tsvector_update_trigger tsvector_update_trigger_column
     uuid_generate_v1 uuid_generate_v1mc uuid_generate_v4 uuidv4 uuidv7
-""".split()
+"""
 """Volatile functions of Postgres, and of extensions in common use, that leave nothing with a session."""
 
 # Names, the definition behind them, and what that is: a function that is known by its volatility
@@ -127,10 +127,14 @@ class Names:
             self._find(connection)
 
     def _find(self, connection: Connection) -> None:
-        rows = connection.execute(_OBJECTS, (_HARMLESS,)).fetchall()
+        rows = connection.execute(_OBJECTS, (_HARMLESS.split(),)).fetchall()
         new = [
             *_REMEMBERED,
-            *(name for name, body, kind in rows if kind == "!" or (kind == "b" and _BODY.search(body))),
+            *(
+                name
+                for name, body, kind in rows
+                if kind == "!" or (kind == "b" and _BODY.search(body))
+            ),
         ]
         while new:
             for name in new:
@@ -166,7 +170,8 @@ class Names:
                 self._effects.clear()
             known = self._effects[statement] = Effect(
                 leaves_nothing=_PLAIN.match(statement) is not None and not self._has(statement),
-                defines=_DEFINES.search(statement) is not None or _ENDS.search(statement) is not None,
+                defines=_DEFINES.search(statement) is not None
+                or _ENDS.search(statement) is not None,
                 hides=_HIDES.search(statement) is not None,
             )
         return known

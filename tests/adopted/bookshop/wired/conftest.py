@@ -2,13 +2,13 @@ import pytest_asyncio
 from httpx import ASGITransport, AsyncClient
 
 from tests.harness import Recipe, script
+from tests.harness.lifespan import running
 
 pytest_plugins = ["tests.harness.plugin", "tests.harness.valkey"]
 
 
 def pytest_harness_recipe() -> Recipe:
     return Recipe(
-        engine="store:db",
         session="store:Session",
         metadata="store:Model.metadata",
         commands=[script("load_books.py")],
@@ -21,9 +21,8 @@ def pytest_harness_recipe() -> Recipe:
 async def async_client(db_session):
     from server import app
 
-    transport = ASGITransport(app)
     async with (
-        app.router.lifespan_context(app),
-        AsyncClient(transport=transport, base_url="http://test") as client,
+        running(app) as application,
+        AsyncClient(transport=ASGITransport(application), base_url="http://test") as client,
     ):
         yield client
