@@ -62,7 +62,8 @@ class Way:
     def pid(self, v: str) -> str:
         if "psycopg" in self.family:
             return f"{v}.info.backend_pid"
-        return f"{self.driver.format(v=v)}.get_server_pid()"
+        driver = self.driver.format(v=v)
+        return f"0 if {driver}.is_closed() else {driver}.get_server_pid()"
 
 
 _OWN_ENGINE = "{v} = await create_async_engine(URL, poolclass=NullPool).connect()"
