@@ -30,6 +30,7 @@ from urllib.parse import unquote
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from ..environment import Environment
 from ..errors import HarnessError
@@ -309,9 +310,9 @@ def drop(connection: Connection, databases: Iterable[Database], timeout: float =
 
 def _into(connection: Connection, name: str) -> Connection:
     """Another connection like this one, to another database."""
-    info = connection.info
-    parameters = info.get_parameters() | {"dbname": name}
-    return Connection.connect(**parameters, password=info.password or None, autocommit=True)
+    info = connection.info  # without the password
+    conninfo = make_conninfo(info.dsn, dbname=name, password=info.password or None)
+    return Connection.connect(conninfo, autocommit=True)
 
 
 def let_go(inside: Connection) -> list[str]:
