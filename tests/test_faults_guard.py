@@ -516,6 +516,61 @@ def test_server_as_others_configured_it(encoding: str, server: Server, small: Sm
         passed(small.outcome(TEST_DATABASE_URL=other.url(), LINGER="4"))
 
 
+# Each switch the other way round, and each choice another one.
+ODD = """
+    SELECT format('ALTER ROLE "Its@odd-näme" SET %I = %L', name, coalesce(
+        (SELECT max(choice) FROM unnest(enumvals) choice WHERE choice <> boot_val),
+        (boot_val <> 'on')::text))
+    FROM pg_settings
+    WHERE context = 'user' AND vartype IN ('bool', 'enum')
+      AND cardinality(enumvals) IS DISTINCT FROM 1
+      AND name !~ '^(default_)?transaction_(read_only|isolation|deferrable)'
+"""
+
+# Of what the role has, tests see nothing: the limits are the harness's own.
+NOTHING_ODD = """\
+import os
+
+import psycopg
+
+
+def test_settings():
+    url = os.environ["DATABASE_URL"].replace("postgresql+asyncpg", "postgresql")
+    with psycopg.connect(url) as connection:
+        odd = connection.execute(
+            "SELECT name, setting FROM pg_settings WHERE source LIKE '%user' "
+            "AND replace(setting, '\\"public\\"', 'public') <> boot_val"
+        )
+        assert sorted(odd.fetchall()) == [
+            ("idle_in_transaction_session_timeout", "120000"),
+            ("lock_timeout", "10000"),
+            ("statement_timeout", "60000"),
+        ]
+"""
+
+
+def test_role_as_others_configured_it(server: Server, small: Small) -> None:
+    """With a name that must be quoted, settings of its own, and another role that it takes."""
+    role = '"Its@odd-näme"'
+    server.sql(f"CREATE ROLE another CREATEDB; CREATE ROLE {role} LOGIN; GRANT another TO {role}")
+    odd = server.sql(ODD)
+    assert len(odd) > 50
+    limits = ("statement_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout")
+    more = {
+        **dict.fromkeys(limits, "'1s'"),
+        "search_path": "nowhere",
+        "TimeZone": "'Asia/Kathmandu'",
+        "DateStyle": "German",
+        "default_transaction_isolation": "serializable",
+        "role": "another",
+    }
+    for setting in (*odd, *(f"ALTER ROLE {role} SET {n} = {value}" for n, value in more.items())):
+        server.sql(setting)
+    url = server.url("Its%40odd-n%C3%A4me")
+    passed(small.outcome(TEST_DATABASE_URL=url, LINGER="1.5"))
+    assert small.tried(NOTHING_ODD, TEST_DATABASE_URL=url).counts == {"passed": 1}
+
+
 def test_seeder_does_not_see_another_spelling_of_the_variable(server: Server, small: Small) -> None:
     server.sql("CREATE DATABASE shop")
     before = server.sql("SELECT sessions FROM pg_stat_database WHERE datname = 'shop'")
