@@ -146,7 +146,6 @@ NO_URL = [
     case("postgresql//localhost/postgres"),
     case("mysql://localhost/postgres"),
     case("sqlite:///test.db"),
-    case("postgresql+psycopg2://localhost/postgres"),
     case("postgresql://localhost"),
     case("postgresql://localhost/"),
     case("postgresql://u:hun/ter2@localhost/postgres"),
@@ -184,6 +183,8 @@ REDIS_NO_URL = [
 FINE = [
     case("postgresql://localhost/postgres"),
     case("postgresql+asyncpg://tester:a%2Fb%40c@127.0.0.1:5433/postgres?ssl=disable"),
+    case("postgresql+psycopg2://localhost:5433/shop"),
+    case("postgresql+psycopg://localhost:5433/shop"),
     case("postgresql://localhost:5433/shop"),
     case("postgresql://localhost:5433/shop?sslmode=require&channel_binding=require"),
     case("postgresql://localhost:5433/shop?prepared_statement_cache_size=0&keepalives=1"),
@@ -200,7 +201,7 @@ VERDICTS = {
     "names the application's own database, the one in DATABASE_URL": OWN,
     "TEST_DATABASE_URL names the host": REMOTE,
     "which may lead to another database": ELSEWHERE,
-    "has the parameter pgbouncer, which the drivers": UNKNOWN,
+    "has the parameter pgbouncer, which not every driver": UNKNOWN,
     "=no-verify, which is none of": NO_MODE,
     "names several hosts": SEVERAL,
     "TEST_DATABASE_URL is not the URL of a Postgres database": NO_URL,
@@ -467,6 +468,65 @@ def test_parameters_of_hosting_providers(server: Server, small: Small) -> None:
         test.unlink()
     psql = [*("tests.harness", "psql", "--", "-Atc"), "SHOW work_mem"]
     assert "5MB" in small.tool(*psql, env={"TEST_DATABASE_URL": url}).output
+
+
+# Runs in a rendered project: what becomes of each parameter that libpq itself knows.
+PARAMETERS = """\
+import asyncio, sys
+import asyncpg, psycopg
+from sqlalchemy import make_url
+from app.database_url import asyncpg_url
+from tests.harness.servers import urls
+
+base = sys.argv[1]
+values = {
+    "host": "127.0.0.1",
+    "port": base.rpartition(":")[2].partition("/")[0],
+    "options": "-cwork_mem=5MB",
+    "connect_timeout": "5",
+    "client_encoding": "UTF8",
+    "ssl_max_protocol_version": "TLSv1.3",
+    "gsslib": "gssapi",
+}
+
+
+async def main():
+    for option in psycopg.pq.Conninfo.get_defaults():
+        name = option.keyword.decode()
+        value = values.get(name) or (option.compiled or b"").decode() or "1"
+        query = f"{name}={value}"
+        if name.startswith("ssl") and name != "sslmode":
+            query += "&sslmode=disable"
+        said = urls.complaint(query)
+        try:
+            url = make_url(asyncpg_url(f"{base}?{query}"))
+        except ValueError as error:
+            assert str(error) == said and f"the parameter {name}," in said, (name, said)
+            print("refused", name)
+            continue
+        assert not said, said
+        assert url.query == make_url(f"{base}?{urls.for_asyncpg(query)}").query
+        _, arguments = url.get_dialect()().create_connect_args(url)
+        arguments.pop("prepared_statement_cache_size", None)
+        await (await asyncpg.connect(**arguments)).close()
+        psycopg.connect(f"{base}?{urls.for_libpq(query)}").close()
+        print("taken", name)
+
+
+asyncio.run(main())
+"""
+
+
+def test_each_parameter_of_libpq_is_taken_by_all_or_refused_by_name(
+    server: Server, small: Small
+) -> None:
+    """In `DATABASE_URL` as in `TEST_DATABASE_URL`."""
+    url = server.url(scheme="postgresql")
+    done = small.run(small.python, "-c", PARAMETERS, url)
+    lines = done.output.splitlines()
+    assert {f"taken {n}" for n in ("sslmode", "channel_binding", "options")} <= {*lines}
+    assert {f"refused {n}" for n in ("hostaddr", "service", "require_auth")} <= {*lines}
+    assert len(lines) > 40
 
 
 def test_encrypted_connections(server: Server, small: Small, tmp_path: Path) -> None:
