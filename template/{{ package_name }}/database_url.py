@@ -32,7 +32,7 @@ def asyncpg_url(value: str) -> str:
     """The same database, for SQLAlchemy with asyncpg. What it returns, it accepts.
 
     Raises:
-        ValueError: it is no URL of Postgres, or has a parameter that no driver takes.
+        ValueError: it is no URL of Postgres, or has a parameter that not every driver takes.
     """
     try:
         url = make_url(value)
