@@ -302,7 +302,7 @@ class Harness:
         if found.sessions:
             left.append("The test left database sessions open:\n" + "\n".join(found.sessions))
         if found.others:
-            self._perhaps_left |= {what: name for what in found.shared}
+            self._perhaps_left |= dict.fromkeys(found.shared, name)
         elif found.shared:
             left.append(
                 "The test left on the server, where nobody takes it away:\n"

@@ -49,7 +49,6 @@ _REACHED = "HARNESS_REACHED"
 _CHILDREN = os.path.join(os.path.dirname(__file__), "children")
 
 
-
 class RefusedError(HarnessError):
     """A connection that a test may not make."""
 
@@ -213,7 +212,7 @@ def install(current: Environment) -> None:
         _put_before(socket.socket, name, _before_look_up)
     socket.getaddrinfo = addresses.remembering(socket.getaddrinfo)
     # Asked here, in the task that waits; the look-up is made in a thread.
-    _put_before(asyncio.BaseEventLoop, "getaddrinfo", lambda _, host, *__, **___: _audit("socket.getaddrinfo", (host,)))
+    _put_before(asyncio.BaseEventLoop, "getaddrinfo", _look_up)
     for name, watch in _IN_C.items():
         if name in sys.modules:
             watch(sys.modules[name])
@@ -249,7 +248,8 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
             _refuse_unit_test()
     except HarnessError as error:
         if event in addresses.CONNECTS and not isinstance(error, OSError):
-            arguments[0].close()  # who tried to connect expects other errors, and would leave it open
+            # Who tried to connect expects other errors, and would leave it open.
+            arguments[0].close()
         raise
 
 
@@ -267,6 +267,11 @@ def _before_look_up(connection: socket.socket, *arguments: Any) -> None:
     address = arguments[-1]
     if isinstance(address, tuple) and addresses.is_name(address[0]):
         _audit("socket.connect", (connection, address))
+
+
+def _look_up(_: Any, host: Any, *__: Any, **___: Any) -> None:
+    __tracebackhide__ = True
+    _audit("socket.getaddrinfo", (host,))
 
 
 def _put_before(owner: Any, name: str, check: Callable[..., None]) -> None:
@@ -325,7 +330,7 @@ def _watch_uvloop(module: ModuleType) -> None:
 
     _put_before(module.Loop, "create_connection", connecting)
     _put_before(module.Loop, "create_datagram_endpoint", datagrams)
-    _put_before(module.Loop, "getaddrinfo", lambda _, host, *__, **___: _audit("socket.getaddrinfo", (host,)))
+    _put_before(module.Loop, "getaddrinfo", _look_up)
 
 
 _IN_C = {"psycopg": _watch_psycopg, "psycopg2": _watch_psycopg2, "uvloop": _watch_uvloop}
