@@ -146,7 +146,6 @@ NO_URL = [
     case("postgresql//localhost/postgres"),
     case("mysql://localhost/postgres"),
     case("sqlite:///test.db"),
-    case("postgresql+psycopg2://localhost/postgres"),
     case("postgresql://localhost"),
     case("postgresql://localhost/"),
     case("postgresql://u:hun/ter2@localhost/postgres"),
@@ -184,6 +183,8 @@ REDIS_NO_URL = [
 FINE = [
     case("postgresql://localhost/postgres"),
     case("postgresql+asyncpg://tester:a%2Fb%40c@127.0.0.1:5433/postgres?ssl=disable"),
+    case("postgresql+psycopg2://localhost:5433/shop"),
+    case("postgresql+psycopg://localhost:5433/shop"),
     case("postgresql://localhost:5433/shop"),
     case("postgresql://localhost:5433/shop?sslmode=require&channel_binding=require"),
     case("postgresql://localhost:5433/shop?prepared_statement_cache_size=0&keepalives=1"),
@@ -200,7 +201,7 @@ VERDICTS = {
     "names the application's own database, the one in DATABASE_URL": OWN,
     "TEST_DATABASE_URL names the host": REMOTE,
     "which may lead to another database": ELSEWHERE,
-    "has the parameter pgbouncer, which the drivers": UNKNOWN,
+    "has the parameter pgbouncer, which not every driver": UNKNOWN,
     "=no-verify, which is none of": NO_MODE,
     "names several hosts": SEVERAL,
     "TEST_DATABASE_URL is not the URL of a Postgres database": NO_URL,
@@ -469,6 +470,65 @@ def test_parameters_of_hosting_providers(server: Server, small: Small) -> None:
     assert "5MB" in small.tool(*psql, env={"TEST_DATABASE_URL": url}).output
 
 
+# Runs in a rendered project: what becomes of each parameter that libpq itself knows.
+PARAMETERS = """\
+import asyncio, sys
+import asyncpg, psycopg
+from sqlalchemy import make_url
+from app.database_url import asyncpg_url
+from tests.harness.servers import urls
+
+base = sys.argv[1]
+values = {
+    "host": "127.0.0.1",
+    "port": base.rpartition(":")[2].partition("/")[0],
+    "options": "-cwork_mem=5MB",
+    "connect_timeout": "5",
+    "client_encoding": "UTF8",
+    "ssl_max_protocol_version": "TLSv1.3",
+    "gsslib": "gssapi",
+}
+
+
+async def main():
+    for option in psycopg.pq.Conninfo.get_defaults():
+        name = option.keyword.decode()
+        value = values.get(name) or (option.compiled or b"").decode() or "1"
+        query = f"{name}={value}"
+        if name.startswith("ssl") and name != "sslmode":
+            query += "&sslmode=disable"
+        said = urls.complaint(query)
+        try:
+            url = make_url(asyncpg_url(f"{base}?{query}"))
+        except ValueError as error:
+            assert str(error) == said and f"the parameter {name}," in said, (name, said)
+            print("refused", name)
+            continue
+        assert not said, said
+        assert url.query == make_url(f"{base}?{urls.for_asyncpg(query)}").query
+        _, arguments = url.get_dialect()().create_connect_args(url)
+        arguments.pop("prepared_statement_cache_size", None)
+        await (await asyncpg.connect(**arguments)).close()
+        psycopg.connect(f"{base}?{urls.for_libpq(query)}").close()
+        print("taken", name)
+
+
+asyncio.run(main())
+"""
+
+
+def test_each_parameter_of_libpq_is_taken_by_all_or_refused_by_name(
+    server: Server, small: Small
+) -> None:
+    """In `DATABASE_URL` as in `TEST_DATABASE_URL`."""
+    url = server.url(scheme="postgresql")
+    done = small.run(small.python, "-c", PARAMETERS, url)
+    lines = done.output.splitlines()
+    assert {f"taken {n}" for n in ("sslmode", "channel_binding", "options")} <= {*lines}
+    assert {f"refused {n}" for n in ("hostaddr", "service", "require_auth")} <= {*lines}
+    assert len(lines) > 40
+
+
 def test_encrypted_connections(server: Server, small: Small, tmp_path: Path) -> None:
     """By both drivers, with the certificate that the URL names, and no other."""
     openssl = shutil.which("openssl")
@@ -514,6 +574,61 @@ def test_server_as_others_configured_it(encoding: str, server: Server, small: Sm
     with postgres.running(server.binaries, *odd, *limits, encoding=encoding) as other:
         passed(small.outcome(TEST_DATABASE_URL=other.url()))
         passed(small.outcome(TEST_DATABASE_URL=other.url(), LINGER="4"))
+
+
+# Each switch the other way round, and each choice another one.
+ODD = """
+    SELECT format('ALTER ROLE "Its@odd-näme" SET %I = %L', name, coalesce(
+        (SELECT max(choice) FROM unnest(enumvals) choice WHERE choice <> boot_val),
+        (boot_val <> 'on')::text))
+    FROM pg_settings
+    WHERE context = 'user' AND vartype IN ('bool', 'enum')
+      AND cardinality(enumvals) IS DISTINCT FROM 1
+      AND name !~ '^(default_)?transaction_(read_only|isolation|deferrable)'
+"""
+
+# Of what the role has, tests see nothing: the limits are the harness's own.
+NOTHING_ODD = """\
+import os
+
+import psycopg
+
+
+def test_settings():
+    url = os.environ["DATABASE_URL"].replace("postgresql+asyncpg", "postgresql")
+    with psycopg.connect(url) as connection:
+        odd = connection.execute(
+            "SELECT name, setting FROM pg_settings WHERE source LIKE '%user' "
+            "AND replace(setting, '\\"public\\"', 'public') <> boot_val"
+        )
+        assert sorted(odd.fetchall()) == [
+            ("idle_in_transaction_session_timeout", "120000"),
+            ("lock_timeout", "10000"),
+            ("statement_timeout", "60000"),
+        ]
+"""
+
+
+def test_role_as_others_configured_it(server: Server, small: Small) -> None:
+    """With a name that must be quoted, settings of its own, and another role that it takes."""
+    role = '"Its@odd-näme"'
+    server.sql(f"CREATE ROLE another CREATEDB; CREATE ROLE {role} LOGIN; GRANT another TO {role}")
+    odd = server.sql(ODD)
+    assert len(odd) > 50
+    limits = ("statement_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout")
+    more = {
+        **dict.fromkeys(limits, "'1s'"),
+        "search_path": "nowhere",
+        "TimeZone": "'Asia/Kathmandu'",
+        "DateStyle": "German",
+        "default_transaction_isolation": "serializable",
+        "role": "another",
+    }
+    for setting in (*odd, *(f"ALTER ROLE {role} SET {n} = {value}" for n, value in more.items())):
+        server.sql(setting)
+    url = server.url("Its%40odd-n%C3%A4me")
+    passed(small.outcome(TEST_DATABASE_URL=url, LINGER="1.5"))
+    assert small.tried(NOTHING_ODD, TEST_DATABASE_URL=url).counts == {"passed": 1}
 
 
 def test_seeder_does_not_see_another_spelling_of_the_variable(server: Server, small: Small) -> None:

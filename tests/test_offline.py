@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import pytest
 from tests.conftest import Render
 from tests.support import postgres, wire
 from tests.support.machine import MARK, new_mark, started_with
+from tests.support.project import Project
 from tests.support.small import Small, passed, replace, small_service
 from tests.variants import ALL_OFF, DEFAULTS, LLM
 
@@ -253,10 +255,76 @@ def test_skips():
         pytest.skip("no network")
 """
 
+# Processes of Python that a test starts, and those that these start.
+CHILDREN = """\
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.integration
+ADDRESS = (os.environ["ELSEWHERE"], 9)
+LEAVES = f"import socket; socket.create_connection({ADDRESS!r}, timeout=1)"
+AGAIN = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)"
+NAME = "import socket; socket.getaddrinfo('api.example.org', 443)"
+SAID = "tests don't leave this machine, and "
+
+
+def said(*arguments):
+    command = [sys.executable, "-c", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stderr
+
+
+def test_child():
+    assert f"{SAID}{ADDRESS[0]}:9" in said(LEAVES)
+
+
+def test_its_child():
+    assert f"{SAID}{ADDRESS[0]}:9" in said(AGAIN, LEAVES)
+
+
+def test_name():
+    assert f"{SAID}api.example.org" in said(NAME)
+
+
+def test_this_machine():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = ("localhost", server.getsockname()[1])
+        assert said(f"import socket; socket.create_connection({address!r})") == ""
+
+
+@pytest.mark.parametrize("how", multiprocessing.get_all_start_methods())
+def test_multiprocessing(how):
+    context = multiprocessing.get_context(how)
+    process = context.Process(target=socket.create_connection, args=(ADDRESS, 1))
+    process.start()
+    process.join()
+    assert process.exitcode == 1
+
+
+def test_own_sitecustomize(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.theirs = 1")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    assert "KeyError" in said("import sys; sys.theirs; raise KeyError")
+    monkeypatch.setenv("PYTHONPATH", os.environ["PYTHONPATH"] + os.pathsep + str(tmp_path))
+    assert "KeyError" in said("import sys; sys.theirs; raise KeyError")
+
+
+@pytest.mark.network
+def test_marked():
+    assert SAID not in said(LEAVES)
+"""
+
 # A listener on an address of this machine that is none of loopback's.
 REACHES = """\
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -278,6 +346,11 @@ def test_marked():
     assert os.environ.get("HTTPS_PROXY") == "http://proxy.example.org:3128"
     assert "NO_PROXY" not in os.environ
     assert os.environ["SSL_CERT_FILE"] == "/company/roots.pem"
+
+
+def test_child_by_address():
+    code = "import socket, sys; socket.create_connection(sys.argv[1:])"
+    subprocess.run([sys.executable, "-c", code, os.environ["ELSEWHERE"], str(PORT)], check=True)
 
 
 def test_environment():
@@ -317,7 +390,13 @@ def service(rendered: Render, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """The small service, and the files above."""
     path = tmp_path_factory.mktemp("offline") / "service"
     with small_service(rendered(**ALL_OFF), path) as small:
-        files = {"leaves": LEAVES, "stays": STAYS, "reaches": REACHES, "telemetry": TELEMETRY}
+        files = {
+            "leaves": LEAVES,
+            "stays": STAYS,
+            "children": CHILDREN,
+            "reaches": REACHES,
+            "telemetry": TELEMETRY,
+        }
         for name, text in files.items():
             (small.path / "tests" / f"{name}.py").write_text(text)
         yield small
@@ -353,6 +432,19 @@ def test_what_stays_is_left_alone(workers: list[str], service: Small) -> None:
         assert f"{refused}{address} (tests/stays.py:" in outcome.output
 
 
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "two workers"])
+def test_processes_stay_as_well(workers: list[str], service: Small) -> None:
+    outcome = service.outcome("tests/children.py", *workers, ELSEWHERE="198.51.100.7")
+    assert outcome.counts == {"passed": 9}, outcome.output
+
+
+def test_seeder_stays_as_well(service: Small) -> None:
+    service.edit_seeder()
+    leaves = "import socket; socket.create_connection(('api.example.org', 443), timeout=1)"
+    output = service.red("tests/test_small.py", SEED=leaves)
+    assert "tests don't leave this machine, and api.example.org is not among" in output
+
+
 def test_hosts_are_allowed_by_a_setting_or_a_marker(service: Small) -> None:
     host = own_address()
 
@@ -367,7 +459,7 @@ def test_hosts_are_allowed_by_a_setting_or_a_marker(service: Small) -> None:
             "SSL_CERT_FILE": "/company/roots.pem",
         }
         outcome = service.outcome("tests/reaches.py", **variables)
-        assert outcome.counts == {"failed": 1, "passed": 2}, outcome.output
+        assert outcome.counts == {"failed": 2, "passed": 2}, outcome.output
         assert f"{host}:{port}" in outcome.output
         setting = f"harness_allowed_connections={host}"
         by_option = service.outcome("tests/reaches.py", "-o", setting, **variables)
@@ -378,9 +470,9 @@ def test_hosts_are_allowed_by_a_setting_or_a_marker(service: Small) -> None:
         configuration = service.path / "pyproject.toml"
         table = "[tool.pytest.ini_options]\n"
         for allowed, counts in (
-            (host, {"passed": 3}),
-            (f"{host}:{port}", {"passed": 3}),
-            (f"{host}:{port + 1}", {"failed": 1, "passed": 2}),
+            (host, {"passed": 4}),
+            (f"{host}:{port}", {"passed": 4}),
+            (f"{host}:{port + 1}", {"failed": 2, "passed": 2}),
         ):
             before = configuration.read_text()
             named = f'{table}harness_allowed_connections = ["{allowed}"]\n'
@@ -461,16 +553,29 @@ def test_whole_suite_in_a_shell_that_is_set_up_for_other_things(rendered: Render
         assert not started_with(mark)
 
 
-LIBPQ = sorted(name for name in hostile(1) if name.startswith("PG"))
+@pytest.mark.slow
+def test_such_a_shell_would_have_been_heard(project: Project) -> None:
+    """Without what the harness does, the same listener is called: the count above can fail."""
+    shell = project.path / "tests/harness/shell.py"
+    replace(shell, "    kept = _kept()  #", "    return\n    kept = _kept()  #")
+    with counting() as (port, came):
+        shell_of_others = {n: v for n, v in hostile(port).items() if not n.startswith("PG")}
+        test = "tests/workflow/test_full_workflow.py"
+        project.tool("pytest", "--no-cov", test, env=shell_of_others, status=None)
+        assert came
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["PGSSLMODE", *(pytest.param(n, marks=pytest.mark.slow) for n in LIBPQ if n != "PGSSLMODE")],
-)
-def test_each_variable_of_libpq(name: str, service: Small) -> None:
-    """psql and the seeder, too: whatever connects to an embedded server does so without it."""
-    variables: dict[str, Any] = {name: hostile(1)[name]}
+# Besides those that belong to a parameter of a connection.
+LIBPQ = {"PGSERVICEFILE", "PGSYSCONFDIR", "PGLOCALEDIR", "PGTZ", "PGDATESTYLE", "PGGEQO", "PGDATA"}
+
+
+def test_no_variable_of_libpq_reaches_an_embedded_server(service: Small) -> None:
+    """Whatever connects to it does so without them: psql and the seeder, too."""
+    code = "import psycopg.pq; [print(o.envvar) for o in psycopg.pq.Conninfo.get_defaults()]"
+    known = re.findall("b'(PG.+)'", service.run(service.python, "-c", code).output)
+    assert {"PGHOST", "PGSSLMODE", "PGREQUIREAUTH", "PGCONNECT_TIMEOUT"} <= {*known}
+    service.edit_seeder()
+    variables: dict[str, Any] = dict.fromkeys({*known, *LIBPQ}, "nonsense")
     passed(service.outcome("tests/test_small.py", **variables))
 
 

@@ -149,10 +149,11 @@ def test_what_is_too_old_is_named(rendered: Render, tmp_path: Path, template: Pa
 
 def test_what_is_missing_is_named(rendered: Render, tmp_path: Path) -> None:
     project = rendered(**ALL_OFF).copy_to(tmp_path / "service")
-    off = project.tool("pytest", "--no-cov", "-p", "no:asyncio", status=1)
-    assert (
-        "tests/harness needs pytest-asyncio, and an option of this run turns it off" in off.output
-    )
+    for options, env in ((("-p", "no:asyncio"), {}), ((), {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})):
+        off = project.tool("pytest", "tests/unit", "-o", "addopts=", *options, env=env, status=1)
+        assert "needs pytest-asyncio, and an option of this run, or" in off.output
+        assert "PYTEST_DISABLE_PLUGIN_AUTOLOAD, turns it off" in off.output
+        assert "Traceback" not in off.output
     (project.path / "tests/__init__.py").unlink()
     for command in ([sys.executable, "-m", "pytest"], ["pytest"]):
         pytest_ = (

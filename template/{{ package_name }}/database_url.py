@@ -32,7 +32,7 @@ def asyncpg_url(value: str) -> str:
     """The same database, for SQLAlchemy with asyncpg. What it returns, it accepts.
 
     Raises:
-        ValueError: it is no URL of Postgres, or has a parameter that no driver takes.
+        ValueError: it is no URL of Postgres, or has a parameter that not every driver takes.
     """
     try:
         url = make_url(value)
@@ -53,7 +53,7 @@ def asyncpg_url(value: str) -> str:
         elif name in IN_A_DSN:
             dsn[name] = _system_roots() if (name, word) == ("sslrootcert", "system") else word
         elif name not in LEFT_OUT:
-            raise ValueError(f"has the parameter {name}, which the drivers of Postgres don't take")
+            raise ValueError(f"has the parameter {name}, which not every driver of Postgres takes")
     if dsn:
         taken["dsn"] = "postgresql://?" + urlencode(dsn, safe="/", quote_via=quote)
     url = url.set(drivername="postgresql+asyncpg", query=taken)

@@ -6,10 +6,11 @@ may connect anywhere. Other names are not even looked up.
 
 The rule is kept where sockets connect: by an audit hook, which Python calls before any socket of its
 own does, in whatever thread, and by functions put before those of libraries that connect in C:
-psycopg, psycopg2, uvloop. Neither sees what other processes do, nor other libraries in C; they see
-what `shell.py` makes of the environment. (pytest-socket would replace some of this. It guards
-`connect` in Python alone, between a test's setup and its teardown, and fails tests for what a
-library's background thread does.)
+psycopg, psycopg2, uvloop. Processes of Python that tests start, the seeder among them, have such a
+hook as well: see `children/sitecustomize.py`. Neither sees other programs, nor other libraries in C;
+they see what `shell.py` makes of the environment. (pytest-socket would replace some of this. It
+guards `connect` in Python alone, between a test's setup and its teardown, and fails tests for what
+a library's background thread does.)
 
 Whoever is refused in a test's own call gets a HarnessError, and the test fails even if that is
 swallowed. A library's background thread gets an OSError, as where there is no network, and no test
@@ -21,7 +22,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
-import ipaddress
 import os
 import socket
 import sys
@@ -42,13 +42,11 @@ from .. import environment, markers, shell
 from ..environment import PORT, ROOT, Environment
 from ..errors import HarnessError
 from ..servers.guard import REDIS_PORT, read, setting
+from . import addresses
 
 SETTING = "harness_allowed_connections"
-
-_INET = (socket.AF_INET, socket.AF_INET6)
-_LOOK_UPS = {"socket.getaddrinfo", "socket.gethostbyname"}
-_REVERSE = {"socket.gethostbyaddr", "socket.getnameinfo"}
-_CONNECTS = {"socket.connect", "socket.sendto", "socket.sendmsg"}
+_REACHED = "HARNESS_REACHED"
+_CHILDREN = os.path.join(os.path.dirname(__file__), "children")
 
 
 class RefusedError(HarnessError):
@@ -81,7 +79,6 @@ _unit = False  # no servers
 _open = False  # everything
 _refused: list[RefusedError] = []  # in calls of the present test
 _in_background: Counter[str] = Counter()
-_resolved: dict[str, set[str]] = {}  # addresses, and the names for which they were given
 
 _of_a_test: ContextVar[bool] = ContextVar("_of_a_test", default=False)
 """Whether what runs was begun by the thread that runs tests, be it in a task or by `to_thread`."""
@@ -112,6 +109,7 @@ def _online(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             monkeypatch.delenv(name, raising=False)
         else:
             monkeypatch.setenv(name, value)
+    monkeypatch.delenv(_REACHED, raising=False)
     _open = True
     try:
         yield
@@ -128,37 +126,8 @@ def _check(host: str, port: int | None) -> None:
     __tracebackhide__ = True
     if _unit and port in _targets:
         _refuse_unit_test()
-    if not _open and not any(_may_be_reached(h, port) for h in (host, *_resolved.get(host, ()))):
+    if not _open and not addresses.may_be_reached(host, port, _allowed()):
         _refuse(host, port)
-
-
-def _may_be_reached(host: str, port: int | None) -> bool:
-    return _is_here(host) or _is_allowed(host, port)
-
-
-def _is_here(host: str) -> bool:
-    host = host.partition("%")[0].rstrip(".").lower()
-    if host in ("", "localhost", "ip6-localhost", "ip6-loopback", socket.gethostname().lower()):
-        return True
-    address = _numeric(host)
-    if address is None:
-        return host.endswith(".localhost")
-    mapped = getattr(address, "ipv4_mapped", None) or address
-    return bool(mapped.is_loopback or mapped.is_unspecified)
-
-
-def _numeric(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return None
-
-
-def _is_allowed(host: str, port: int | None) -> bool:
-    host = host.rstrip(".").lower()
-    if port is None:
-        return any(name == host for name, _ in _allowed())
-    return not {(host, None), (host, port)}.isdisjoint(_allowed())
 
 
 @functools.cache  # asked of each connection that would leave this machine
@@ -167,7 +136,7 @@ def _allowed() -> set[tuple[str, int | None]]:
     found: set[tuple[str, int | None]] = set()
     for name in setting(SETTING):
         host, colon, port = name.rpartition(":")
-        with_port = colon and port.isdecimal() and _numeric(name) is None
+        with_port = colon and port.isdecimal() and addresses.is_name(name)
         found.add((host.strip("[]"), int(port)) if with_port else (name.strip("[]"), None))
     given = filter(None, (_environment.external_url, _environment.external_redis_url))
     return found.union(*(address.servers for address in map(read, given) if address))
@@ -241,13 +210,20 @@ def install(current: Environment) -> None:
     sys.addaudithook(_audit)
     for name in ("connect", "connect_ex", "sendto"):
         _put_before(socket.socket, name, _before_look_up)
-    socket.getaddrinfo = _remembering(socket.getaddrinfo)
+    socket.getaddrinfo = addresses.remembering(socket.getaddrinfo)
     # Asked here, in the task that waits; the look-up is made in a thread.
-    _put_before(asyncio.BaseEventLoop, "getaddrinfo", lambda _, host, *__, **___: _look_up(host))
+    _put_before(asyncio.BaseEventLoop, "getaddrinfo", _look_up)
     for name, watch in _IN_C.items():
         if name in sys.modules:
             watch(sys.modules[name])
     sys.meta_path.insert(0, _Finder())
+
+
+def _watch_children() -> None:
+    """Let Python, in processes that this one starts, begin with `children/sitecustomize.py`."""
+    os.environ[_REACHED] = " ".join(f"{host}:{port or ''}" for host, port in _allowed())
+    others = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p != _CHILDREN]
+    os.environ["PYTHONPATH"] = os.pathsep.join([_CHILDREN, *filter(None, others)])
 
 
 def _servers(current: Environment) -> set[Any]:
@@ -265,55 +241,37 @@ def _servers(current: Environment) -> set[Any]:
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     __tracebackhide__ = True
-    if event in _CONNECTS:
-        _connect(*arguments[:2])
-    elif event in _LOOK_UPS:
-        _look_up(arguments[0])
-    elif event in _REVERSE:
-        (address,) = arguments
-        _check(_text(address[0] if isinstance(address, tuple) else address), None)
-
-
-def _connect(connection: socket.socket, address: Any) -> None:
-    __tracebackhide__ = True
-    if address is None:  # a message on a socket that is connected
-        return
     try:
-        if connection.family in _INET:
-            _check(_text(address[0]), address[1])
-        elif connection.family == socket.AF_UNIX and _unit and _is_server(_text(address)):
+        if where := addresses.asked(event, arguments):
+            _check(*where)
+        elif _unit and event in addresses.CONNECTS and _is_server(*arguments[:2]):
             _refuse_unit_test()
     except HarnessError as error:
-        if not isinstance(error, OSError):
-            connection.close()  # who tried to connect expects other errors, and would leave it open
+        if event in addresses.CONNECTS and not isinstance(error, OSError):
+            # Who tried to connect expects other errors, and would leave it open.
+            arguments[0].close()
         raise
 
 
-def _is_server(path: str) -> bool:
+def _is_server(connection: socket.socket, address: Any) -> bool:
+    if connection.family != socket.AF_UNIX or address is None:
+        return False
+    path = addresses.text(address)
     name = os.path.basename(path)
     return path in _targets or ".s.PGSQL." in name or "redis" in name or "valkey" in name
-
-
-def _text(name: Any) -> str:
-    return name if isinstance(name, str) else os.fsdecode(bytes(name))
-
-
-def _look_up(host: Any) -> None:
-    __tracebackhide__ = True
-    if _is_name(host):
-        _check(_text(host), None)
-
-
-def _is_name(host: Any) -> bool:
-    return host is not None and _numeric(_text(host)) is None
 
 
 def _before_look_up(connection: socket.socket, *arguments: Any) -> None:
     """Ask before Python does: it looks a name up first, and calls the hook then."""
     __tracebackhide__ = True
     address = arguments[-1]
-    if connection.family in _INET and isinstance(address, tuple) and _is_name(address[0]):
-        _connect(connection, address)
+    if isinstance(address, tuple) and addresses.is_name(address[0]):
+        _audit("socket.connect", (connection, address))
+
+
+def _look_up(_: Any, host: Any, *__: Any, **___: Any) -> None:
+    __tracebackhide__ = True
+    _audit("socket.getaddrinfo", (host,))
 
 
 def _put_before(owner: Any, name: str, check: Callable[..., None]) -> None:
@@ -326,20 +284,6 @@ def _put_before(owner: Any, name: str, check: Callable[..., None]) -> None:
         return real(*args, **kwargs)
 
     setattr(owner, name, checked)
-
-
-def _remembering(real: Callable[..., Any]) -> Callable[..., Any]:
-    """A look-up of a name that may be reached: so may its addresses."""
-
-    @functools.wraps(real)
-    def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
-        found = real(host, *args, **kwargs)
-        if _is_name(host):
-            for *_, address in found:
-                _resolved.setdefault(str(address[0]), set()).add(_text(host))
-        return found
-
-    return getaddrinfo
 
 
 # --- libraries that connect in C ----------------------------------------------------------------
@@ -378,15 +322,15 @@ def _check_libpq(parameters: dict[str, Any]) -> None:
 def _watch_uvloop(module: ModuleType) -> None:
     def connecting(_: Any, __: Any, host: Any = None, port: Any = None, **___: Any) -> None:
         if host is not None:
-            _check(_text(host), port)
+            _check(addresses.text(host), port)
 
     def datagrams(_: Any, __: Any, ___: Any = None, remote_addr: Any = None, **____: Any) -> None:
         if isinstance(remote_addr, tuple):
-            _check(_text(remote_addr[0]), remote_addr[1])
+            _check(addresses.text(remote_addr[0]), remote_addr[1])
 
     _put_before(module.Loop, "create_connection", connecting)
     _put_before(module.Loop, "create_datagram_endpoint", datagrams)
-    _put_before(module.Loop, "getaddrinfo", lambda _, host, *__, **___: _look_up(host))
+    _put_before(module.Loop, "getaddrinfo", _look_up)
 
 
 _IN_C = {"psycopg": _watch_psycopg, "psycopg2": _watch_psycopg2, "uvloop": _watch_uvloop}
@@ -433,6 +377,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "network: may connect anywhere, by the proxy and with the certificates of the shell",
     )
     install(environment.current)
+    if config.getoption("dist", "no") == "no":  # workers of pytest-xdist are watched by themselves
+        _watch_children()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

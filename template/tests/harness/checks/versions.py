@@ -28,7 +28,8 @@ def check_plugins() -> None:
         module = sys.modules.get(name.replace("-", "_"))
         if module is None and importlib.util.find_spec(name.replace("-", "_")):
             raise HarnessError(
-                f"tests/harness needs {name}, and an option of this run turns it off."
+                f"tests/harness needs {name}, and an option of this run, or "
+                "PYTEST_DISABLE_PLUGIN_AUTOLOAD, turns it off."
             )
         _check(name, oldest, getattr(module, "__version__", None))
 

@@ -246,7 +246,7 @@ def ours(connection: Connection) -> list[Database]:
                coalesce(shobj_description(oid, 'pg_database'), '')
         FROM pg_database
         WHERE datname ~ %(pattern)s
-          AND datdba = current_user::regrole
+          AND pg_get_userbyid(datdba) = current_user
           AND datconnlimit IN (%(mark)s, %(invalid)s)
         ORDER BY oid
         """,
@@ -275,6 +275,31 @@ def create(connection: Connection, name: str, template: str) -> None:
             *(sql.Literal(MARK), sql.SQL(text)),
         )
     )
+    configure(connection, name, dict(connection.execute(_OF_OUR_ROLE).fetchall()))
+
+
+# What somebody has set for our role, or for every role, and what it is otherwise.
+_OF_OUR_ROLE = """
+    SELECT name, boot_val FROM pg_settings WHERE name <> 'role' AND name IN (
+        SELECT split_part(setting, '=', 1) FROM pg_db_role_setting, unnest(setconfig) setting
+        WHERE setdatabase = 0 AND (setrole = 0 OR pg_get_userbyid(setrole) = session_user))
+      AND (context = 'user' OR context = 'superuser' AND current_setting('is_superuser')::bool)
+"""
+
+
+def configure(connection: Connection, name: str, settings: dict[str, str]) -> None:
+    """Let our role's sessions in a database of ours have these settings, whatever it has elsewhere."""
+    role, database = sql.Identifier(connection.info.user), sql.Identifier(name)
+    alter = [
+        sql.SQL("ALTER ROLE {} IN DATABASE {} SET {} = {}").format(
+            # Of a list, the value is quoted already: as a string it would be a single name.
+            *(role, database, sql.Identifier(setting)),
+            sql.SQL(value) if setting == "search_path" else sql.Literal(value),
+        )
+        for setting, value in settings.items()
+    ]
+    if alter:  # one's own settings one may change, but not from within another role
+        connection.execute(sql.SQL("; ").join([sql.SQL("SET LOCAL ROLE none"), *alter]))
 
 
 def drop(connection: Connection, databases: Iterable[Database], timeout: float = 5) -> None:

@@ -72,7 +72,7 @@ class Clones:
         self._clone(connection, name)
         self._statistics.clones += 1
         if limits := self._environment.limits:
-            # All sessions get them, of whatever driver; they go with the database.
+            # All sessions get them, of whatever role and driver; they go with the database.
             alter = sql.SQL("ALTER DATABASE {} SET {} = {}")
             connection.execute(
                 sql.SQL("; ").join(
@@ -80,6 +80,7 @@ class Clones:
                     for limit, value in limits.items()
                 )
             )
+            databases.configure(connection, name, limits)
 
     def prefetch(self, spares: int = 1) -> None:
         """Begin to make spare clones, up to so many in all."""

@@ -30,7 +30,7 @@ def complaint(query: str) -> str:
     known = {*_LIBPQ_ALONE, *_IN_A_DSN, *_BOTH, *_SQLALCHEMY_ALONE, *_SSL}
     for name, value in _pairs(query):
         if name not in known:
-            return f"has the parameter {name}, which the drivers of Postgres don't take"
+            return f"has the parameter {name}, which not every driver of Postgres takes"
         if name in _SSL and value not in SSL_MODES:
             return f"has {name}={value}, which is none of {', '.join(SSL_MODES)}"
     return ""
