@@ -15,12 +15,16 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import yaml
 
+from tests.support import postgres, wire
 from tests.support.command import overlaid
 from tests.support.embedded import servers
+from tests.support.postgres import Server
 from tests.support.project import Project
 from tests.support.running import (
     POOL,
+    SECRET,
     SETTINGS,
     Client,
     Environment,
@@ -352,3 +356,78 @@ def test_a_backup_is_restored_as_the_document_says(there: Production) -> None:
         assert again.call("GET", "/api/v1/customers?limit=100") == customers
         conversation = begin_conversation(again)
         assert again.call("POST", f"{conversation}/messages", {"content": "Hello!"})[0] == 200
+
+
+# --- Databases that others have made -------------------------------------------------------------
+
+
+@pytest.fixture
+def server(project: Project) -> Iterator[Server]:
+    """A Postgres of somebody else, on a port."""
+    with postgres.packaged(project) as binaries, postgres.running(binaries) as server:
+        yield server
+
+
+def works_with(project: Project, env: Environment) -> None:
+    """Migrate, and let the assistant answer: by both drivers."""
+    project.tool("alembic", "upgrade", "head", env=env)
+    project.tool("app.coordinator.setup", env=env)
+    with serving(project, {**env, **SETTINGS}) as service:
+        assert service.call("GET", "/health/ready")[1]["checks"]["postgres"] == "ok"
+
+
+def test_a_url_as_hosts_give_it_out(project: Project, server: Server, tmp_path: Path) -> None:
+    """With parameters of libpq, over TLS, and with no other certificate than the one it names."""
+    ours, key = wire.certificate(tmp_path, "ours")
+    theirs, _ = wire.certificate(tmp_path, "theirs")
+    encrypted: list[int] = []
+    with wire.encrypting(server.port, ours, key, encrypted) as port:
+        url = (
+            f"postgres://tester@localhost:{port}/postgres?sslmode=verify-full&channel_binding=prefer"
+            "&connect_timeout=10&application_name=desk&target_session_attrs=read-write&sslrootcert="
+        )
+        env = {
+            "ENVIRONMENT": "production",
+            "JWT_SECRET": SECRET,
+            "REDIS_URL": "redis://127.0.0.1:1",
+        }
+        refused = project.tool(
+            "alembic", "upgrade", "head", env={**env, "DATABASE_URL": f"{url}{theirs}"}, status=1
+        )
+        assert "certificate verify failed" in refused.output
+        encrypted.clear()
+        works_with(project, {**env, "DATABASE_URL": f"{url}{ours}"})
+        assert encrypted
+
+
+def test_the_database_of_compose_is_the_services_and_it_is_no_superuser(
+    project: Project, server: Server
+) -> None:
+    """What its Postgres runs at first, run as there; the password is any."""
+    compose = yaml.safe_load((project.path / "compose.yaml").read_text())
+    script = compose["configs"]["database"]["content"].replace("$$", "$")
+    password = "it's $HOME \"\\; --"
+    env = {
+        "PATH": f"{server.binaries}:/usr/bin:/bin",
+        **{"PGHOST": "127.0.0.1", "PGPORT": str(server.port), "PGUSER": "tester"},
+        **{"PGDATABASE": "postgres", "SERVICE_PASSWORD": password},
+    }
+    project.run("sh", "-euc", script, env=env)
+    roles = "SELECT rolname, rolsuper, rolcreatedb, rolcreaterole FROM pg_roles WHERE rolcanlogin"
+    assert server.sql(f"{roles} ORDER BY 1") == ["service|f|f|f", "tester|t|t|t"]
+    rules = server.data / "pg_hba.conf"
+    rules.write_text(f"host all service all scram-sha-256\n{rules.read_text()}")
+    server.sql("SELECT pg_reload_conf()")
+    host, given = f"127.0.0.1:{server.port}", compose["services"]["service"]["environment"]
+    url = given["DATABASE_URL"].replace("@postgres/", f"@{host}/")
+    assert host in url
+    works_with(
+        project,
+        {
+            "ENVIRONMENT": "production",
+            "JWT_SECRET": SECRET,
+            "REDIS_URL": "redis://127.0.0.1:1",
+            "DATABASE_URL": url,
+            "PGPASSWORD": password,
+        },
+    )
