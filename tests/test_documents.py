@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tests.support.project import Project
 from tests.support.template import ROOT
 from tests.variants import FEATURES
 
-DOCUMENTS = ["README.md", "AGENTS.md", "CHANGELOG.md", "docs/testing.md"]
+DOCUMENTS = ["README.md", "AGENTS.md", "CHANGELOG.md", "docs/testing.md", "docs/operations.md"]
 
 COMMAND = re.compile(r"\bmake ([a-z]+(?: [a-z]+)*)")
 PATH = re.compile(r"`([\w.-]+(?:/[\w.-]+)*/?(?<=[/a-z]))`")
@@ -42,8 +43,33 @@ def test_documents_name_files_that_exist(service: Project) -> None:
         if path.endswith(SUFFIXES)
         and path not in MADE_BY_A_RUN
         and not (service.path / path).exists()
+        and not (service.path / document).parent.joinpath(path).exists()
     ]
     assert not missing
+
+
+SHOW_SETTINGS = """\
+import json
+from {package}.config import Settings
+print(json.dumps({{n.upper(): f.default for n, f in Settings.model_fields.items()}}, default=str))
+"""
+
+
+def test_operations_name_settings_that_exist(service: Project) -> None:
+    """With the defaults that they have."""
+    show = SHOW_SETTINGS.format(package=service.package.name)
+    shown = service.run(service.python, "-c", show).output
+    settings = json.loads(shown.splitlines()[-1])
+    operations = text(service, "docs/operations.md")
+    named = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+)(?:=[^`]*)?`", operations))
+    assert named - settings.keys() == {"FORWARDED_ALLOW_IPS"}, "uvicorn's"
+    limits = re.findall(r"^\| `(\w+)` \| .* \| (\d+) in an? (?:minute|hour) \|$", operations, re.M)
+    there = {name: value for name, value in settings.items() if name.endswith("_LIMIT")}
+    if "JWT_SECRET" in settings:
+        assert there == {name: int(default) for name, default in limits}
+        lifetimes = {"JWT": 15 * 60, "SESSION": 30 * 24 * 3600, "PROOF": 3600}
+        for name, seconds in lifetimes.items():
+            assert settings[f"{name}_LIFETIME_SECONDS"] == seconds
 
 
 def test_help_lists_each_target(service: Project) -> None:

@@ -531,30 +531,14 @@ def test_each_parameter_of_libpq_is_taken_by_all_or_refused_by_name(
 
 def test_encrypted_connections(server: Server, small: Small, tmp_path: Path) -> None:
     """By both drivers, with the certificate that the URL names, and no other."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is not installed")
-    for name in ("ours", "theirs"):
-        key, certificate = tmp_path / f"{name}.key", tmp_path / f"{name}.pem"
-        subprocess.run(
-            [
-                *(openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-                *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
-                *("-keyout", key, "-out", certificate),
-            ],
-            capture_output=True,
-            check=True,
-        )
+    ours, key = wire.certificate(tmp_path, "ours")
+    theirs, _ = wire.certificate(tmp_path, "theirs")
     encrypted: list[int] = []
-    with wire.encrypting(
-        server.port, tmp_path / "ours.pem", tmp_path / "ours.key", encrypted
-    ) as port:
+    with wire.encrypting(server.port, ours, key, encrypted) as port:
         url = f"postgresql://tester@localhost:{port}/postgres?sslmode=verify-full&sslrootcert="
-        assert "certificate verify failed" in small.red(
-            TEST_DATABASE_URL=f"{url}{tmp_path / 'theirs.pem'}"
-        )
+        assert "certificate verify failed" in small.red(TEST_DATABASE_URL=f"{url}{theirs}")
         encrypted.clear()
-        passed(small.outcome(TEST_DATABASE_URL=f"{url}{tmp_path / 'ours.pem'}"))
+        passed(small.outcome(TEST_DATABASE_URL=f"{url}{ours}"))
         assert len(encrypted) > PASSED
 
 

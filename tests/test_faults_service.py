@@ -183,13 +183,15 @@ def check_document(
     (folder / "schemathesis.toml").write_text("\n".join(settings) + "\n")
     document = folder / "openapi.json"
     document.write_text(json.dumps(linked(service.call("GET", "/openapi.json")[1])))
-    done = run(
-        *(sys.executable, "-m", "schemathesis.cli", "run", document, "--url", service.base),
-        *("--checks", "all", "--phases", "examples,coverage,fuzzing,stateful"),
-        cwd=folder,
-        timeout=1800,
-    )
-    there.servers.sql("DROP RULE IF EXISTS stay ON user_sessions")
+    try:
+        done = run(
+            *(sys.executable, "-m", "schemathesis.cli", "run", document, "--url", service.base),
+            *("--checks", "all", "--phases", "examples,coverage,fuzzing,stateful"),
+            cwd=folder,
+            timeout=1800,
+        )
+    finally:
+        there.servers.sql("DROP RULE IF EXISTS stay ON user_sessions")
     tested = re.search(r"Tested: (\d+)", done.output)
     assert tested
     assert int(tested[1]) == 28, "each operation"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+import yaml
 
 from tests.conftest import Render
 from tests.support.command import Finished, run
@@ -55,6 +57,26 @@ def test_yaml(service: Project) -> None:
 
 def test_compose_file(service: Project) -> None:
     check_schema(service.path, COMPOSE)
+
+
+def test_containers_can_do_what_they_must_and_no_more(service: Project) -> None:
+    compose = yaml.safe_load((service.path / COMPOSE).read_text())
+    for name, container in compose["services"].items():
+        assert container["read_only"], name
+        assert container["cap_drop"] == ["ALL"], name
+        assert container["security_opt"] == ["no-new-privileges:true"], name
+        for port in container.get("ports", []):
+            assert port.startswith("127.0.0.1:"), name
+        added = set(container.get("cap_add", []))
+        ours = name in {"service", "migrate"}
+        assert added <= (set() if ours else {"CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"})
+        if ours:
+            url = urlsplit(container["environment"]["DATABASE_URL"])
+            assert (url.username, url.password) == ("service", None)
+            assert container["environment"]["FORWARDED_ALLOW_IPS"]
+    lines = (service.path / DOCKERFILE).read_text().splitlines()
+    assert "USER 10001" in lines
+    assert "ENV FORWARDED_ALLOW_IPS=127.0.0.1" in lines
 
 
 @pytest.mark.parametrize(("ci", "name"), [("github", GITHUB), ("gitlab", GITLAB)])

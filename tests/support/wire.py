@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import pytest
 
 _REQUESTS_FOR_ENCRYPTION = (80877103, 80877104)
 
@@ -92,6 +96,24 @@ def rewriting(backend: int, old: bytes, new: bytes) -> Iterator[int]:
 
     with listening(serve) as port:
         yield port
+
+
+def certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """A new certificate of localhost, and its key. Skips the test where there is no openssl."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed")
+    made, key = folder / f"{name}.pem", folder / f"{name}.key"
+    subprocess.run(
+        [
+            *(openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+            *("-keyout", key, "-out", made),
+        ],
+        capture_output=True,
+        check=True,
+    )
+    return made, key
 
 
 @contextmanager

@@ -6,7 +6,11 @@ from fastapi import Header, HTTPException
 
 IfMatch = Annotated[
     str | None,
-    Header(max_length=1000, description="Change it only if its `ETag` is (still) one of these"),
+    Header(
+        alias="If-Match",
+        max_length=1000,
+        description="Change it only if its `ETag` is (still) one of these",
+    ),
 ]
 
 

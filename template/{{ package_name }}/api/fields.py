@@ -19,9 +19,16 @@ Id = Annotated[int, Path(ge=1, le=MAX_ID)]
 # engines of regular expressions don't agree on white space.
 VISIBLE = r"^[^\x00]*[^\s\x00-\x20\x7f-\xa0][^\x00]*$"
 
-# What text is laid out by, and what it is cut by: a name with these looks like another, or becomes a
-# header of its own.
-UNSEEN = r"\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+# What nobody sees, which Unicode says may be ignored when it can't be shown; what text is laid out by,
+# and what it is cut by. A name with these looks like another, or becomes a header of its own.
+UNSEEN = (
+    r"\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    r"\u2028-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\uffff"
+    "\U000e0000-\U000e00ff"
+)
+# In the scripts from Arabic to Mongolian, two of them belong into words: \u200c and \u200d join and
+# divide letters.
+CHARACTER = rf"(?:[\u0600-\u18af][\u200c\u200d]|[^{UNSEEN}])"
 
 Name = Annotated[
     str,
@@ -29,7 +36,7 @@ Name = Annotated[
         strip_whitespace=True,
         min_length=1,
         max_length=200,
-        pattern=rf"^[^{UNSEEN}]*[^\s{UNSEEN}\xa0][^{UNSEEN}]*$",
+        pattern=rf"^{CHARACTER}*[^\s{UNSEEN}\xa0]{CHARACTER}*$",
     ),
 ]
 
