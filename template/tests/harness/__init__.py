@@ -21,6 +21,7 @@ itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code,
     plugin        the hooks of pytest
     integrity     whether these files are the template's
     valkey        the same for Redis
+    development   what `make run` brings
 
 `python -m tests.harness` shows what is there, opens psql, and cleans up.
 """

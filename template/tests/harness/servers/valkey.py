@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,25 +61,11 @@ class EmbeddedRedis:
             "dir": str(self._path.parent),
             "loglevel": "warning",
         }
-        arguments = (word for name, value in settings.items() for word in (f"--{name}", value))
-        with tempfile.TemporaryFile() as output:
-            self._process = subprocess.Popen(
-                [_binary(), *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,  # Ctrl-C is for pytest
-            )
-            deadline = time.monotonic() + _START_SECONDS
-            while not self._connects():
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    self._process.kill()
-                    self._process.wait()
-                    self._lock.release()
-                    output.seek(0)
-                    said = output.read().decode(errors="replace").strip()
-                    raise HarnessError(f"Valkey did not start:\n{said[-2000:]}")
-                time.sleep(0.002)
+        try:
+            self._process = launch(settings, self._connects)
+        except HarnessError:
+            self._lock.release()
+            raise
 
     def _connects(self) -> bool:
         self._connection = socket.socket(socket.AF_UNIX)
@@ -206,6 +193,48 @@ class ExternalRedis:
 
 
 RedisServer = EmbeddedRedis | ExternalRedis
+
+
+def launch(
+    settings: Mapping[str, str],
+    is_ready: Callable[[], bool],
+    *,
+    password: str = "",
+    seconds: float = _START_SECONDS,
+) -> subprocess.Popen[bytes]:
+    """Start a Valkey with these settings, and wait until it is ready.
+
+    The password is not among the settings: those, everybody on this machine can read.
+
+    Raises:
+        HarnessError: it does not start; with what it says.
+    """
+    arguments = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as secret:
+        if password:
+            secret.write(f"requirepass {password}\n".encode())
+            secret.seek(0)
+            arguments = ["-", *arguments]  # it reads more of them there
+        process = subprocess.Popen(
+            [_binary(), *arguments],
+            stdin=secret,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C is for whoever started it
+        )
+        deadline = time.monotonic() + seconds
+        try:
+            while not is_ready():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    output.seek(0)
+                    said = output.read().decode(errors="replace").strip()
+                    raise HarnessError(f"Valkey did not start:\n{said[-2000:]}")
+                time.sleep(0.002)
+        except BaseException:  # Ctrl-C, too
+            process.kill()
+            process.wait()
+            raise
+    return process
 
 
 def _sweep(folder: Path) -> None:
