@@ -44,14 +44,14 @@ LLM = 4
 # One feature off each, all on and all off: every pair of answers to two features is among them.
 # The other names are with features whose tests start processes, and name the package to them.
 VARIANTS = {
-    "defaults": Variant(374, 189, skipped=LLM),
-    "no auth": Variant(346, 151, skipped=LLM, answers={"use_auth": False}),
+    "defaults": Variant(377, 203, skipped=LLM),
+    "no auth": Variant(348, 151, skipped=LLM, answers={"use_auth": False}),
     "no redis, other names": Variant(
-        371, 182, skipped=LLM, answers={"use_redis": False, **OTHER_NAMES}
+        373, 196, skipped=LLM, answers={"use_redis": False, **OTHER_NAMES}
     ),
-    "no pgvector": Variant(357, 189, skipped=LLM, answers={"use_pgvector": False}),
-    "no assistant": Variant(165, 128, answers={"use_assistant": False}),
-    "all off": Variant(110, 74, answers=dict.fromkeys(FEATURES, False)),
+    "no pgvector": Variant(360, 203, skipped=LLM, answers={"use_pgvector": False}),
+    "no assistant": Variant(168, 139, answers={"use_assistant": False}),
+    "all off": Variant(111, 74, answers=dict.fromkeys(FEATURES, False)),
 }
 DEFAULTS = VARIANTS["defaults"]
 
