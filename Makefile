@@ -17,7 +17,7 @@ make service DEST=../my-service    a new service with the default answers, and i
                                    other answers: ANSWERS="-d use_redis=false -d ci=gitlab"
 make test                          the template's own tests (ARGS="-x -k update" goes to pytest)
 make test-faults                   those that take minutes: kill sweeps, many seeds, each combination
-make bench                         what a test costs in each mode, beside the usual patterns
+make bench                         what a test costs, beside the usual patterns, and with large tables
 make check                         formatter, linters and type checker over the template's own files
 make format                        format and fix them, and hash the harness's files anew
 make release VERSION=1.0.0         check that a release is ready, and tag it

@@ -1,4 +1,4 @@
-"""What a test costs in each mode of a rendered service, and by the usual patterns: make bench
+"""What a test costs in a rendered service, and by the usual patterns: make bench
 
 Each contender's test does the same on the same embedded Postgres: insert a row, commit, count the
 rows. The figure is what one more test costs, (T(N) - T(1)) / (N - 1), where T is the time of a
@@ -9,6 +9,8 @@ a machine that is busy for a while is busy for all of them. Quote the ratios.
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import os
 import shutil
 import statistics
@@ -18,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.support.command import run
@@ -31,17 +33,17 @@ HERE = Path(__file__).parent
 
 OURS = {
     "unit": "touches nothing",
-    "rollback": "db_session: rolled back",
-    "request": "async_client: a request, rolled back",
-    "own_database": "own_database: real commits",
-    "own_connection": "db_engine: real commits",
+    "session": "db_session",
+    "request": "async_client: a request",
+    "own_database": "own_database",
+    "own_connection": "db_engine",
 }
 USUAL = {
     "savepoint": "pattern: savepoints on a pooled engine",
     "engine": "pattern: an engine for each test",
     "clone": "pattern: a clone for each test",
 }
-BASE = "rollback"
+BASE = "session"
 
 PATTERNS_INI = """\
 [pytest]
@@ -77,6 +79,13 @@ class Contender:
             raise SystemExit(f"{self.label}:\n{done.stdout[-3000:]}{done.stderr[-2000:]}")
         return took
 
+    def intervals(self, tests: int) -> list[float]:
+        """From the begin of each test to that of the next one, in seconds, as tests note them."""
+        with tempfile.NamedTemporaryFile() as times:
+            replace(self, env={**self.env, "BENCH_TIMES": times.name}).seconds(tests)
+            begun = json.loads(Path(times.name).read_text())
+        return [after - before for before, after in itertools.pairwise(begun)]
+
     def milliseconds(self, tests: int, *options: str) -> float:
         """What one more test costs."""
         one, many = self.seconds(1, *options), self.seconds(tests, *options)
@@ -84,7 +93,7 @@ class Contender:
 
 
 def main() -> None:
-    """Print three tables: of a test, of two workers, of a start."""
+    """Print tables: of a test, of a long run, of two workers, of a start, of large tables."""
     parser = argparse.ArgumentParser(prog="make bench", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--tests", type=int, default=200, help="tests of a long run (200)")
     parser.add_argument("--rounds", type=int, default=5, help="turns that each takes (5)")
@@ -97,7 +106,9 @@ def main() -> None:
             usual = [pattern(project, name, running.urls["DATABASE_URL"]) for name in USUAL]
             per_test(ours + usual, options.tests, options.rounds)
             two_workers(ours, 2 * options.tests, options.rounds)
+        long_run(project, options.rounds)
         start(project, ours, options.rounds)
+        sizes(project, options.rounds)
 
 
 @contextmanager
@@ -201,18 +212,18 @@ def start(project: Project, ours: Sequence[Contender], rounds: int) -> None:
         )
         for name in ("bench", "import")
     )
-    unit, rollback = (next(o for o in ours if o.name == name) for name in ("unit", "rollback"))
+    unit, session = (next(o for o in ours if o.name == name) for name in ("unit", "session"))
 
     def cold() -> float:
         project.tool("tests.harness", "clean")
-        return rollback.seconds(1)
+        return session.seconds(1)
 
     runs: dict[str, Callable[[], float]] = {
         "pytest alone": lambda: bare.seconds(1),
         "pytest alone, importing the models": lambda: importing.seconds(1),
         "a unit test": lambda: unit.seconds(1),
-        "a rollback test, no server yet": cold,
-        "a rollback test, server kept from before": lambda: rollback.seconds(1),
+        "a test with db_session, no server yet": cold,
+        "a test with db_session, server kept from before": lambda: session.seconds(1),
     }
     times: dict[str, list[float]] = {label: [] for label in runs}
     for number in range(rounds):
@@ -224,7 +235,70 @@ def start(project: Project, ours: Sequence[Contender], rounds: int) -> None:
     for label, seconds in times.items():
         median = statistics.median(seconds)
         spread = f"{min(seconds):.2f}..{max(seconds):.2f}"
-        print(f"  {label:40s} {median:6.2f} s   ({spread})  {median - base:+5.2f} s")
+        print(f"  {label:48s} {median:6.2f} s   ({spread})  {median - base:+5.2f} s")
+
+
+LONG = 5000
+
+
+def long_run(project: Project, rounds: int) -> None:
+    """Whether tests become slower: the last of many beside the first.
+
+    Of each, those that nothing else on the machine delayed: the quickest tenth.
+    """
+    test = contender(project, "long_run", "a long run")
+    ratios = []
+    for number in range(rounds):
+        say(f"{LONG} tests: round {number + 1} of {rounds}")
+        took = test.intervals(LONG)
+        first, last = (statistics.quantiles(some, n=10)[0] for some in (took[50:550], took[-500:]))
+        ratios.append(last / first)
+    median = statistics.median(ratios)
+    print(f"\nOf {LONG} tests, the last 500 take {median:.2f} x as long as the 500 after the 50th.")
+
+
+# At the end of the seeder. Rows of some 100 bytes.
+TABLES = """
+if __name__ == "__main__":
+    import os
+
+    import psycopg
+
+    with psycopg.connect(os.environ["DATABASE_URL"].replace("+asyncpg", "")) as connection:
+        for name, rows in {sizes}.items():
+            connection.execute(
+                f"CREATE TABLE {{name}} AS SELECT id, repeat('x', 60) AS text "
+                f"FROM generate_series(1, {{rows}}) id"
+            )
+            connection.execute(f"ALTER TABLE {{name}} ADD PRIMARY KEY (id)")
+"""
+
+ROWS = {"rows_10": 10, "rows_1000": 1000, "rows_100000": 100_000, "rows_1000000": 1_000_000}
+DOES = {"reads": "reads a row", "adds": "adds a row", "changes": "changes a row"}
+
+
+def sizes(project: Project, rounds: int) -> None:
+    """What putting back costs, by the size of a table and by the number of tables."""
+    shutil.copy(HERE / "size_tests.py", project.path / "tests" / "test_sizes.py")
+    seeder = project.package / "seed_database.py"
+    without = seeder.read_text()
+    print("\nOne more test that does something to one table, with db_session:\n")
+    print(f"  {'':40s}" + "".join(f"{does:>20s}" for does in DOES.values()))
+    for count, tables in ((1, ROWS), (20, {"rows_10": 10}), (500, {"rows_10": 10})):
+        others = {f"other_{number}": 10 for number in range(count - 1)}
+        seeder.write_text(without + TABLES.format(sizes=tables | others))
+        for table, rows in tables.items():
+            what = f"{rows:,} rows" + (f", of {count} tables" if count > 1 else "")
+            say(f"putting back: {what}")
+            figures = []
+            for does in DOES:
+                env = {"BENCH_TABLE": table}
+                only = pytest_of(project, "--no-cov", f"tests/test_sizes.py::test_{does}")
+                test = Contender(does, what, only, project.path, env)
+                costs = [second for _ in range(rounds) for second in test.intervals(60)[10:]]
+                figures.append(f"{statistics.median(costs) * 1000:17.2f} ms")
+            print(f"  {what:40s}{''.join(figures)}")
+    seeder.write_text(without)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
-"""Dropped into a rendered service: one test, many times, in each mode of its harness."""
+"""Dropped into a rendered service: one test, many times, by each way to the database."""
 
+import json
 import os
+import time
+from pathlib import Path
 
 import pytest
 
@@ -24,8 +27,19 @@ async def test_unit(number):
 
 
 @pytest.mark.integration
-async def test_rollback(db_session, number):
+async def test_session(db_session, number):
     await work(db_session, number)
+
+
+begun = []
+
+
+@pytest.mark.integration
+async def test_long_run(db_session, number):
+    begun.append(time.perf_counter())
+    await work(db_session, number)
+    if number == int(os.environ["BENCH_TESTS"]) - 1 and "BENCH_TIMES" in os.environ:
+        Path(os.environ["BENCH_TIMES"]).write_text(json.dumps(begun))
 
 
 @pytest.mark.integration

@@ -26,7 +26,7 @@ from tests.support.template import clone_working_tree
 from tests.variants import ALL_OFF, COMBINATIONS, LEAN, VARIANTS, Variant
 
 # Services with tests of their own.
-collect_ignore = ["adopted"]
+collect_ignore = ["adopted", "programs"]
 
 Render = Callable[..., Project]
 

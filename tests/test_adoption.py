@@ -102,7 +102,7 @@ def test_what_is_not_filled_in_is_explained(
     wire(service, project)
     recipe = project.path / "tests" / "conftest.py"
     text = recipe.read_text()
-    for name in re.findall(r"(?:engine|session)=\"(.*)\"", text):
+    for name in re.findall(r"session=\"(.*)\"", text):
         recipe.write_text(text.replace(name, "nowhere:nothing"))
         said = project.tool("pytest", status=1).output
         assert "INTERNALERROR" not in said

@@ -189,8 +189,8 @@ def check_names(project: Project, answers: dict[str, Any]) -> None:
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", slug)
     compose = yaml.safe_load((project.path / "compose.yaml").read_text())
     assert (compose["name"], compose["services"]["service"]["image"]) == (slug, slug)
-    database = compose["services"]["postgres"]["environment"]["POSTGRES_DB"]
-    assert database == answers["package_name"]
+    url = compose["services"]["service"]["environment"]["DATABASE_URL"]
+    assert url.rpartition("/")[2] == answers["package_name"]
     readme = (project.path / "README.md").read_text()
     assert readme.startswith(f"# {name}\n\n{description}\n")
 

@@ -6,6 +6,7 @@ or else the programs of the embedded one, run as a server of its own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,7 +14,12 @@ from tests.conftest import Render
 from tests.support import postgres
 from tests.support.postgres import Server
 from tests.support.project import Project
+from tests.support.small import Small
+from tests.test_wider_fixtures import PASSED as WIDER_FIXTURES_PASSED
+from tests.test_wider_fixtures import TESTS as WIDER_FIXTURES
 from tests.variants import VARIANTS
+
+CLONE = r"where more changed, a clone \(\d+ ms to make\)"
 
 
 @contextmanager
@@ -33,8 +39,10 @@ def test_suite_is_green_and_touches_nothing_foreign(rendered: Render) -> None:
         before = server.catalogs()
         env = {"TEST_DATABASE_URL": server.url("runner", scheme="postgres")}
         only = ("--no-cov", "-m", "integration")
-        golden, story = project.pytest(*only, env=env, passed=variant.integration).golden()
+        first = project.pytest(*only, env=env, passed=variant.integration)
+        golden, story = first.golden()
         assert "built" in story
+        assert re.search(f"after a test: rows are put back; {CLONE}$", first.output, re.M)
         env = {"TEST_DATABASE_URL": server.url("runner")}
         parallel = project.pytest("--no-cov", "-n", "2", env=env, passed=variant.passed)
         assert parallel.golden() == (golden, "reused")
@@ -44,9 +52,101 @@ def test_suite_is_green_and_touches_nothing_foreign(rendered: Render) -> None:
         assert server.catalogs() == before
 
 
-def test_service_without_pgvector_needs_a_server_without_it(rendered: Render) -> None:
+def test_service_without_pgvector_needs_neither_it_nor_a_superuser(rendered: Render) -> None:
     variant = VARIANTS["all off"]
     service = rendered(**variant.answers)
     with running(service, pgvector=False) as server:
         env = {"TEST_DATABASE_URL": server.url("runner")}
-        service.pytest("--no-cov", "-n", "2", env=env, passed=variant.passed)
+        run = service.pytest("--no-cov", "-n", "2", env=env, passed=variant.passed)
+    way = f"after a test: rows that were added are put back; {CLONE}: runner is no superuser"
+    assert re.search(way, run.output)
+
+
+# What stands in the way of a role that is no superuser, and what its tests do all the same.
+OBSTACLES = """\
+import psycopg
+with psycopg.connect(os.environ['DATABASE_URL'].replace('+asyncpg', '')) as connection:
+    connection.execute('''
+        CREATE TABLE grandparents (id int PRIMARY KEY);
+        CREATE TABLE parents (id int PRIMARY KEY, parent int REFERENCES grandparents);
+        CREATE TABLE children (parent int REFERENCES parents ON DELETE RESTRICT);
+        CREATE TABLE pairs (id int PRIMARY KEY, other int REFERENCES pairs);
+        CREATE TABLE log (line text);
+        CREATE FUNCTION log() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN INSERT INTO log VALUES (TG_OP); RETURN NULL; END $$;
+        CREATE TABLE logged (id int);
+        CREATE TRIGGER log AFTER INSERT OR DELETE ON logged FOR EACH ROW EXECUTE FUNCTION log();
+        CREATE TABLE tenants (tenant text DEFAULT 'one');
+        ALTER TABLE tenants ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE tenants FORCE ROW LEVEL SECURITY;
+        CREATE POLICY own ON tenants USING (tenant = current_setting('app.tenant', true));
+        INSERT INTO grandparents VALUES (1);
+        INSERT INTO parents VALUES (1, 1);
+    ''')
+"""
+
+NO_SUPERUSER = """\
+import os
+
+import psycopg
+import pytest
+
+URL = os.environ["DATABASE_URL"].replace("+asyncpg", "")
+TABLES = "grandparents", "parents", "children", "pairs", "log", "logged", "tenants"
+DONE = {
+    "family": "INSERT INTO grandparents VALUES (2); INSERT INTO parents VALUES (2, 2);"
+    "INSERT INTO children VALUES (1), (2)",
+    "child": "INSERT INTO children VALUES (1)",
+    "pair": "INSERT INTO pairs VALUES (1, NULL), (2, 1); INSERT INTO pairs VALUES (3, 2)",
+    "logged": "INSERT INTO logged VALUES (1)",
+    "tenant": "SET app.tenant = 'one'; INSERT INTO tenants DEFAULT VALUES",
+    "changed": "UPDATE parents SET parent = NULL",
+    "gone": "DELETE FROM parents",
+    "defined": "CREATE TABLE hostile (i int)",
+    "sequence": "SELECT nextval('customers_id_seq')",
+}
+
+
+def content(connection):
+    connection.execute("SET app.tenant = 'one'")
+    counts = ", ".join(f"(SELECT count(*) FROM {table})" for table in TABLES)
+    found = connection.execute(
+        f"SELECT {counts}, to_regclass('hostile'), (SELECT parent FROM parents WHERE id = 1), "
+        "(SELECT last_value FROM customers_id_seq)"
+    )
+    return found.fetchone()
+
+
+@pytest.mark.parametrize("time", range(2))
+@pytest.mark.parametrize("what", DONE)
+def test_puts_back(what, time):
+    with psycopg.connect(URL) as connection:
+        assert content(connection) == (1, 1, 0, 0, 0, 0, 0, None, 1, 5)
+        connection.execute(DONE[what])
+    with psycopg.connect(URL) as connection:
+        assert content(connection) != (1, 1, 0, 0, 0, 0, 0, None, 1, 5)
+
+
+def test_last():
+    with psycopg.connect(URL) as connection:
+        assert content(connection) == (1, 1, 0, 0, 0, 0, 0, None, 1, 5)
+"""
+
+
+def test_without_rights_of_a_superuser(small: Small) -> None:
+    """Foreign keys, triggers and row-level security are in the way, and nothing is left."""
+    with running(small, pgvector=False) as server:
+        url = server.url("runner")
+        outcome = small.tried(NO_SUPERUSER, SEED=OBSTACLES, TEST_DATABASE_URL=url)
+        assert outcome.counts == {"passed": 19}, outcome.output[-6000:]
+        assert " put back, 10 replaced" in outcome.output, "of 19: those that did more than add"
+        # What a fixture stores is copied, which open sessions of it are in the way of.
+        holds = "pooled or transaction or late"
+        closed = ("-k", f"not ({holds})")
+        passed = small.tried(
+            WIDER_FIXTURES, *closed, timeout=300, TEST_DATABASE_URL=url
+        ).counts.pop("passed")
+        assert passed == WIDER_FIXTURES_PASSED - 13
+        outcome = small.tried(WIDER_FIXTURES, "-k", "TestPooled", TEST_DATABASE_URL=url)
+        assert "The fixture pooled stored something, and runner is no superuser" in outcome.output
+        assert "passed" not in outcome.counts

@@ -17,7 +17,7 @@ from tests.conftest import Render
 from tests.support import postgres, wire
 from tests.support.machine import linux_only
 from tests.support.postgres import Server
-from tests.support.small import Small, passed
+from tests.support.small import PASSED, Small, passed
 from tests.variants import ALL_OFF, LEAN, ONE_FILE
 
 # A run is bounded by this: a refusal takes less than five seconds on an idle machine.
@@ -120,6 +120,19 @@ ELSEWHERE = [
     case("postgresql://localhost/postgres?hostaddr=192.0.2.7"),
     case("postgresql://localhost/postgres?service=production"),
     case("postgresql://localhost/postgres?dbname=shop"),
+    case("postgresql://localhost/postgres?dsn=postgresql%3A//db.example.org"),
+]
+
+# Each refused by its name.
+UNKNOWN = [
+    case("postgresql://localhost/postgres?pgbouncer=true&sslmode=require"),
+    case("postgresql://localhost/postgres?pgbouncer"),
+    case("postgresql:///postgres?host=/run/postgresql&pgbouncer=true"),
+]
+
+NO_MODE = [
+    case("postgresql://localhost/postgres?sslmode=no-verify"),
+    case("postgresql://localhost/postgres?ssl=no-verify"),
 ]
 
 SEVERAL = [
@@ -172,6 +185,8 @@ FINE = [
     case("postgresql://localhost/postgres"),
     case("postgresql+asyncpg://tester:a%2Fb%40c@127.0.0.1:5433/postgres?ssl=disable"),
     case("postgresql://localhost:5433/shop"),
+    case("postgresql://localhost:5433/shop?sslmode=require&channel_binding=require"),
+    case("postgresql://localhost:5433/shop?prepared_statement_cache_size=0&keepalives=1"),
     case("postgresql:///postgres?host=/var/run/postgresql&port=5433"),
     case("postgresql://db.example.org/postgres", allowed=("DB.example.org",)),
     case("postgresql://[2001:db8::7]/postgres", allowed=("2001:db8::7",)),
@@ -185,6 +200,8 @@ VERDICTS = {
     "names the application's own database, the one in DATABASE_URL": OWN,
     "TEST_DATABASE_URL names the host": REMOTE,
     "which may lead to another database": ELSEWHERE,
+    "has the parameter pgbouncer, which the drivers": UNKNOWN,
+    "=no-verify, which is none of": NO_MODE,
     "names several hosts": SEVERAL,
     "TEST_DATABASE_URL is not the URL of a Postgres database": NO_URL,
     "leads to the application's own Redis database": REDIS_OWN,
@@ -254,11 +271,6 @@ def silence(server: Server) -> Iterator[str]:
 
 
 @contextmanager
-def unknown_parameter(server: Server) -> Iterator[str]:
-    yield server.url("tester:hunter2") + "?prepared_statement_cache_size=0"
-
-
-@contextmanager
 def percent_in_password(server: Server) -> Iterator[str]:
     yield server.url("tester:%zzhunter2")
 
@@ -305,7 +317,6 @@ REFUSALS = {
     ],
     closed_port: ["Connection refused", "Correct TEST_DATABASE_URL"],
     silence: ["timeout expired", "Correct TEST_DATABASE_URL"],
-    unknown_parameter: ["prepared_statement_cache_size", "Correct TEST_DATABASE_URL"],
     percent_in_password: ["invalid percent-encoded", "Correct TEST_DATABASE_URL"],
     no_createdb: ["the role weak", "ALTER ROLE weak CREATEDB", "or unset the variable"],
     read_only: ["default_transaction_read_only", "or unset the variable"],
@@ -430,6 +441,63 @@ def test_extension_that_can_not_be_had(
     assert server.catalogs() == before
 
 
+# As hosting providers give them out, and libpq's neighbours of those.
+QUERY = (
+    "sslmode=disable&channel_binding=disable&connect_timeout=10&application_name=tests%20of%20mine"
+    "&options=-c%20work_mem%3D5MB&target_session_attrs=read-write&gssencmode=disable&keepalives=1"
+    "&prepared_statement_cache_size=50"
+)
+
+
+def test_parameters_of_hosting_providers(server: Server, small: Small) -> None:
+    """They mean the same to the service, to the harness and to psql."""
+    test = small.path / "tests" / "test_parameters.py"
+    test.write_text(
+        "from sqlalchemy import text\n\n\n"
+        "async def test_parameters(db_engine):\n"
+        "    async with db_engine.connect() as connection:\n"
+        "        assert await connection.scalar(text('SHOW work_mem')) == '5MB'\n"
+        "        assert await connection.scalar(text('SHOW application_name')) == 'tests of mine'\n"
+    )
+    url = f"{server.url(scheme='postgres')}?{QUERY}"
+    try:
+        outcome = small.outcome(TEST_DATABASE_URL=url)
+        assert outcome.counts == {"passed": PASSED + 1}, outcome.output
+    finally:
+        test.unlink()
+    psql = [*("tests.harness", "psql", "--", "-Atc"), "SHOW work_mem"]
+    assert "5MB" in small.tool(*psql, env={"TEST_DATABASE_URL": url}).output
+
+
+def test_encrypted_connections(server: Server, small: Small, tmp_path: Path) -> None:
+    """By both drivers, with the certificate that the URL names, and no other."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed")
+    for name in ("ours", "theirs"):
+        key, certificate = tmp_path / f"{name}.key", tmp_path / f"{name}.pem"
+        subprocess.run(
+            [
+                *(openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+                *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+                *("-keyout", key, "-out", certificate),
+            ],
+            capture_output=True,
+            check=True,
+        )
+    encrypted: list[int] = []
+    with wire.encrypting(
+        server.port, tmp_path / "ours.pem", tmp_path / "ours.key", encrypted
+    ) as port:
+        url = f"postgresql://tester@localhost:{port}/postgres?sslmode=verify-full&sslrootcert="
+        assert "certificate verify failed" in small.red(
+            TEST_DATABASE_URL=f"{url}{tmp_path / 'theirs.pem'}"
+        )
+        encrypted.clear()
+        passed(small.outcome(TEST_DATABASE_URL=f"{url}{tmp_path / 'ours.pem'}"))
+        assert len(encrypted) > PASSED
+
+
 @linux_only  # has a whole network of loopback addresses
 def test_settings_of_libpq_do_not_lead_elsewhere(server: Server, small: Small) -> None:
     visits: list[Any] = []
@@ -437,6 +505,15 @@ def test_settings_of_libpq_do_not_lead_elsewhere(server: Server, small: Small) -
         url = server.url().replace("127.0.0.1", "localhost")
         passed(small.outcome(TEST_DATABASE_URL=url, PGHOSTADDR="127.0.0.9", PGSERVICE="nowhere"))
     assert not visits
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_server_as_others_configured_it(encoding: str, server: Server, small: Small) -> None:
+    odd = ("DateStyle=German", "TimeZone=Asia/Kathmandu", "bytea_output=escape", "fsync=off")
+    limits = ("statement_timeout=4s", "lock_timeout=3s", "idle_session_timeout=3s")
+    with postgres.running(server.binaries, *odd, *limits, encoding=encoding) as other:
+        passed(small.outcome(TEST_DATABASE_URL=other.url()))
+        passed(small.outcome(TEST_DATABASE_URL=other.url(), LINGER="4"))
 
 
 def test_seeder_does_not_see_another_spelling_of_the_variable(server: Server, small: Small) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.machine import kill, linux_only, started_with
-from tests.support.small import Small
+from tests.support.small import PASSED, Small, wait_until
 
 pytestmark = linux_only
 
@@ -54,6 +57,35 @@ def from_nothing(small: Small) -> None:
 
 BEGINNINGS = [warm, to_be_built, from_nothing]
 
+# Between two tests, rows are put back; after some of these, the database is replaced.
+BUSY = """\
+import pytest
+from sqlalchemy import text
+
+from app.models import Customer
+
+
+@pytest.mark.parametrize("number", range(300))
+async def test_changes(number, db_session):
+    assert await db_session.scalar(text("SELECT count(*) FROM customers")) == 5
+    db_session.add(Customer(full_name="Mallory", email="mallory@example.org"))
+    if number % 3:
+        await db_session.execute(text("UPDATE customers SET phone = '4711'"))
+    if number % 40 == 39:
+        await db_session.execute(text("CREATE TABLE hostile (i int)"))
+    await db_session.commit()
+"""
+BUSY_PASSED = 300
+
+
+@pytest.fixture
+def busy(small: Small) -> Iterator[Path]:
+    """Tests that are run by name alone."""
+    path = small.path / "tests/busy.py"
+    path.write_text(BUSY)
+    yield path
+    path.unlink()
+
 
 def sweep(
     small: Small,
@@ -61,18 +93,23 @@ def sweep(
     begin: Callable[[Small], None],
     victims: Iterable[Callable[[Small, int], None]],
     *options: str,
+    passed: int = PASSED,
+    since: float = 0,
 ) -> None:
-    """Kill a run for each victim, at instants evenly spread over the time that one takes."""
+    """Kill a run for each victim, at instants evenly spread over the time that one takes.
+
+    Or over the part of it that follows `since`, a part of 1.
+    """
     victims = list(victims)
     begin(small)
     begun = time.monotonic()
-    small.green(*options)
+    assert small.outcome(*options).counts == {"passed": passed}
     lasts = time.monotonic() - begun
     recoveries = []
     for number, victim in enumerate(victims):
         begin(small)
         run = small.begin(*options)
-        instant = lasts * (number + 0.5) / len(victims)
+        instant = lasts * (since + (1 - since) * (number + 0.5) / len(victims))
         time.sleep(instant)
         victim(small, run.pid)
         small.end(run)
@@ -83,6 +120,39 @@ def sweep(
 
 def test_killed_runs(small: Small, complete: Any) -> None:
     sweep(small, complete, from_nothing, [*VICTIMS, run_alone])
+
+
+def test_killed_while_rows_are_put_back(busy: Path, small: Small, complete: Any) -> None:
+    sweep(small, complete, warm, VICTIMS, str(busy), passed=BUSY_PASSED, since=0.4)
+
+
+@pytest.mark.parametrize("whose", ["the harness", pytest.param("anybody", marks=pytest.mark.slow)])
+def test_sessions_are_killed_while_rows_are_put_back(
+    whose: str, busy: Path, small: Small, complete: Any
+) -> None:
+    """Those of the harness cost a clone, and no test; those of a test, that test at most."""
+    where = "datname ~ '^app_w_'"
+    if whose == "the harness":
+        where += " AND application_name ~ '^tests.harness'"
+    instants = random.Random(1)
+    with small.console() as console, ThreadPoolExecutor() as threads:
+        run = threads.submit(small.outcome, str(busy))
+        service = "datname ~ '^app_w_' AND application_name = ''"
+        tests = f"SELECT 1 FROM pg_stat_activity WHERE {service}"
+        wait_until(lambda: console.sql(tests), "the first test has run")
+        killed = 0
+        while not run.done():
+            terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+            killed += console.sql(f"{terminate} WHERE {where}")[0][0]
+            time.sleep(instants.uniform(0, 0.1))
+        outcome = run.result()
+    assert killed > 10
+    if whose == "the harness":
+        assert (outcome.status, outcome.counts) == (0, {"passed": BUSY_PASSED})
+    assert "assert 5 ==" not in outcome.output
+    assert "assert 6 ==" not in outcome.output
+    small.harness("clean")
+    small.healed(complete)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import os
 import pwd
 import shlex
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,8 +18,9 @@ from typing import Any
 import pytest
 
 from tests.support.embedded import remove_clusters
-from tests.support.machine import kill, linux_only, started_with
-from tests.support.small import SEEDER, Small, replace
+from tests.support.machine import MARK, kill, linux_only, started_with
+from tests.support.project import counted
+from tests.support.small import PASSED, SEEDER, Small, edited, replace
 
 pytestmark = linux_only
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -130,24 +132,41 @@ def test_without_a_home(variables: dict[str, str | None], small: Small, complete
         assert service.home.is_relative_to(home if not variables else "/tmp")
 
 
+READ_ONLY = 'mount --bind "$PWD" "$PWD"\nmount -o remount,bind,ro "$PWD"\ncd "$PWD"'
+
+
+def as_given(service: Small, *options: str, **variables: str) -> str:
+    """The output of a green run with pytest's cache, coverage and order as in pyproject.toml."""
+    command = [*service.prefix, str(service.python), "-m", "pytest", *options]
+    done = service.run(*command, env={MARK: service.mark, **service.variables, **variables})
+    assert counted(done.output) == {"passed": PASSED}
+    return done.output
+
+
 @root_only
-@pytest.mark.slow
-def test_read_only_sources(small: Small, complete: Any) -> None:
-    with ordinary(small, read_only=True) as (service, home):
+def test_somebody_elses_sources(small: Small) -> None:
+    """With all that pytest and its plugins write beside them."""
+    with ordinary(small, read_only=True) as (service, _):
         replace(service.path / "app/seed_database.py", SEEDER, "")  # keeps its log there
-        covered = service.green("--cov=app", COVERAGE_FILE=str(home / "coverage"))
-        assert "TOTAL" in covered.output
-        service.healed(complete)
+        assert "TOTAL" in as_given(service, "--cov=app")
+        assert "TOTAL" in as_given(service, "--cov=app", "-n", "2")
 
 
 @root_only
-@pytest.mark.slow
-def test_user_without_a_name(small: Small) -> None:
-    """Postgres wants to know who runs it."""
+def test_read_only_sources(small: Small) -> None:
+    with ordinary(small, READ_ONLY, read_only=True) as (service, home):
+        replace(service.path / "app/seed_database.py", SEEDER, "")
+        as_given(service)
+        # pytest-cov deletes before anything of the project is read.
+        assert "TOTAL" in as_given(service, "--cov=app", COVERAGE_FILE=str(home / "coverage"))
+
+
+@root_only
+def test_user_without_a_name(small: Small, complete: Any) -> None:
+    """Postgres' initdb wants to know who runs it."""
     with ordinary(small, uid=54321) as (service, _):
-        output = service.red()
-        assert "initdb" in output
-        assert "54321" in output
+        service.healed(complete)
+        service.healed(complete, says="reused")
 
 
 def test_odd_and_long_path(small: Small, complete: Any) -> None:
@@ -163,3 +182,127 @@ def test_odd_and_long_path(small: Small, complete: Any) -> None:
     finally:
         remove_clusters(path)
         shutil.rmtree(path)
+
+
+# --- root, as it is in containers ----------------------------------------------------------------
+
+
+def inside(small: Small, *prefix: str, **variables: str | None) -> Small:
+    """The service, run by another command, where that can be."""
+    tried = subprocess.run([*prefix, "true"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"{shlex.join(prefix)}: {tried.stderr.strip()}")
+    return changed(small, prefix=prefix, variables={**small.variables, **variables})
+
+
+WITHOUT_RIGHTS = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--")
+
+
+@root_only
+def test_root_without_capabilities(small: Small, complete: Any) -> None:
+    service = inside(small, *WITHOUT_RIGHTS)
+    service.healed(complete)
+    service.healed(complete, says="reused")
+    small.healed(complete)  # beside one of root with all its rights
+
+
+def test_root_of_a_user_namespace(small: Small, complete: Any) -> None:
+    service = inside(small, "unshare", "--user", "--map-root-user", "--")
+    service.healed(complete)
+    service.healed(complete, says="reused")
+
+
+def test_root_of_a_user_namespace_that_may_make_no_other(small: Small) -> None:
+    none = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
+    service = inside(small, "unshare", "--user", "--map-root-user", "sh", "-c", none, "sh")
+    output = service.red()
+    assert "root without the rights to become another user" in output
+    assert "the kernel allows none" in output
+    assert "Run the tests as an ordinary user" in output
+    assert "Traceback" not in output
+
+
+@root_only
+def test_memory_from_which_nothing_can_be_run(small: Small) -> None:
+    """The programs, which nobody else could read where they are, go where they can be run."""
+    noexec = 'mount -t tmpfs -o noexec,mode=1777 none /dev/shm && exec "$@"'
+    service = inside(small, "unshare", "--mount", "sh", "-c", noexec, "sh")
+    service.green()
+    programs = [p.parent for p in Path(tempfile.gettempdir()).glob("pytest-harness-0/*/postgres")]
+    assert [p for p in programs if (p / "project").read_text() == str(service.path)]
+
+
+@root_only
+def test_containers_that_share_memory(small: Small) -> None:
+    """Each has its own server, which ends with it."""
+    service = inside(small, "unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--")
+    with service.held() as process:
+        service.green()
+    assert service.end(process).counts == {"passed": PASSED}
+
+
+# --- folders -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", ["000", "077"])
+def test_folders_are_private_whatever_the_umask(mask: str, small: Small, complete: Any) -> None:
+    service = inside(small, "sh", "-c", f'umask {mask} && exec "$@"', "sh")
+    small.harness("clean")
+    service.red(TEST_DATABASE_URL="postgresql://127.0.0.1:1/postgres")  # leaves a note, in the end
+    service.healed(complete)
+    passes = 0o711 if os.geteuid() == 0 else 0o700  # the server runs as another user
+    for path in (small.home, *small.home.rglob("*")):
+        mode = path.lstat().st_mode & 0o777
+        if "postgres" in path.relative_to(small.home).parts or path.is_symlink():
+            continue  # the programs, for everybody
+        assert not mode & 0o077 or (path == small.home and mode == passes), f"{path}: {mode:o}"
+
+
+def test_server_of_a_project_that_is_gone(small: Small) -> None:
+    """It goes with the next run of any other project."""
+    path = small.path.with_name("another")
+    shutil.copytree(small.path, path)
+    other = changed(small, path=path)
+    other.green()
+    small.green()
+    assert other.home.exists()
+    shutil.rmtree(path)
+    small.green()
+    assert not other.home.exists()
+
+
+def test_empty_path(small: Small, complete: Any) -> None:
+    small.edit_seeder()
+    small.green(PATH="")
+    small.healed(complete, says="reused")
+
+
+def test_empty_environment(small: Small, complete: Any) -> None:
+    small.edit_seeder()
+    inside(small, "env", "-i").green()
+    small.healed(complete, says="reused")
+
+
+def test_log_of_an_earlier_run_is_not_shown(small: Small, complete: Any) -> None:
+    small.green()
+    users = small.home / "users"
+    users.unlink()
+    users.mkdir()
+    try:
+        output = small.red()
+    finally:
+        users.rmdir()
+    assert "Is a directory" in output
+    assert "No server was started." in output
+    assert "LOG:" not in output
+    small.healed(complete)
+
+
+def test_reason_of_a_server_that_does_not_let_us_in(small: Small, complete: Any) -> None:
+    package = small.path / "tests" / "__init__.py"
+    text = package.read_text()
+    with edited(package, text.replace("prepare(", 'prepare(PGREQUIREAUTH="scram-sha-256", ', 1)):
+        output = small.red()
+    assert "does not let us in" in output
+    assert 'authentication method requirement "scram-sha-256" failed' in output
+    small.healed(complete)

@@ -3,38 +3,67 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 
 import pytest
 
 from tests.support.project import Project
-from tests.support.running import SECRET, Client, production, serving
+from tests.support.running import (
+    PASSWORD,
+    SECRET,
+    Client,
+    mail_server,
+    production,
+    serving,
+    tokens_of,
+)
 
-EMAIL, PASSWORD = "ada@example.com", "correct horse battery staple"
+EMAIL = "ada@example.com"
 
 
 def test_service_over_http(project: Project) -> None:
-    with production(project) as there, serving(project, there.env) as client:
+    with (
+        production(project) as there,
+        mail_server(project) as (smtp_url, mail),
+        serving(project, {**there.env, "SMTP_URL": smtp_url}) as client,
+    ):
         assert client.call("GET", "/health/live") == (200, {"status": "ok"})
         ready = {"status": "ok", "checks": {"postgres": "ok", "redis": "ok"}}
         assert client.call("GET", "/health/ready") == (200, ready)
-        check_accounts(client)
+        check_documents_are_closed(client)
+        check_accounts(client, mail)
+        assert client.call("GET", "/api/v1/customers")[0] == 403, "a stranger"
+        there.servers.sql("UPDATE users SET is_staff = true")
         check_customers(client)
         check_knowledge(client)
 
 
-def check_accounts(client: Client) -> None:
+def check_documents_are_closed(client: Client) -> None:
+    """As nobody said otherwise."""
+    for path in "/docs", "/redoc", "/openapi.json":
+        assert client.call("GET", path)[0] == 404
+
+
+def check_accounts(client: Client, mail: Callable[[], str]) -> None:
     """Register and log in; from then on the client sends its token."""
     assert client.call("GET", "/api/v1/customers")[0] == 401
-    account = {"email": EMAIL, "password": PASSWORD}
-    assert client.call("POST", "/api/v1/auth/register", account)[0] == 202
+    assert client.call("POST", "/api/v1/auth/register", {"email": EMAIL})[0] == 202
+    found = re.search("The code is ([A-Za-z0-9_-]+)", mail())
+    assert found
+    chosen = {"token": found[1], "password": PASSWORD}
+    assert client.call("POST", "/api/v1/auth/confirm", chosen)[0] == 204
     wrong = {"username": EMAIL, "password": "wrong horse"}
     assert client.call("POST", "/api/v1/auth/token", form=wrong)[0] == 401
-    right = {"username": EMAIL, "password": PASSWORD}
-    status, token = client.call("POST", "/api/v1/auth/token", form=right)
-    assert status == 200
-    client.headers["Authorization"] = f"Bearer {token['access_token']}"
+    tokens = tokens_of(client, EMAIL)
+    client.headers["Authorization"] = f"Bearer {tokens['access_token']}"
     status, me = client.call("GET", "/api/v1/auth/me")
     assert (status, me["email"]) == (200, EMAIL)
+    kept = {"refresh_token": tokens["refresh_token"]}
+    status, tokens = client.call("POST", "/api/v1/auth/refresh", kept)
+    assert status == 200
+    client.headers["Authorization"] = f"Bearer {tokens['access_token']}"
+    assert client.call("GET", "/api/v1/auth/sessions")[0] == 200
 
 
 def check_customers(client: Client) -> None:
@@ -99,3 +128,15 @@ def test_production_refuses_to_start_on_defaults(missing: str, project: Project)
     assert missing in done.output
     assert "hidden" not in done.output
     assert SECRET not in done.output
+
+
+@pytest.mark.parametrize("environment", ["staging", "production"])
+def test_examples_have_no_place_in_production(environment: str, project: Project) -> None:
+    env: dict[str, str | None] = {
+        "ENVIRONMENT": environment,
+        "DATABASE_URL": "postgresql://service:hidden@127.0.0.1:1/service",
+        "REDIS_URL": "redis://127.0.0.1:1/0",
+        "JWT_SECRET": SECRET,
+    }
+    done = project.tool("app.seed_database", env=env, status=1)
+    assert f"no place where ENVIRONMENT={environment}" in done.output

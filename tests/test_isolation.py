@@ -15,7 +15,7 @@ from tests.support.project import Project
 HOSTILE = Path(__file__).with_name("hostile") / "test_hostile.py.txt"
 
 # What the hostile tests do shows as failures and errors of theirs; a witness never fails.
-PASSED, FAILED, ERRORS = 117, 3, 15
+PASSED, FAILED, ERRORS = 165, 2, 9
 WITNESSES = 45
 
 SEEDS = [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 11))]
@@ -48,15 +48,15 @@ def test_prepared_statements_stay_in_their_test(hostile: Project) -> None:
     file = "tests/test_hostile.py::"
     commands = ["PREPARE hostile AS SELECT 1", "PREPARE hostile AS SELECT 2", "DEALLOCATE ALL"]
     tests = [
-        f"{file}test_witness_in_a_rollback[0]",
-        *(f"{file}test_session_state_in_a_rollback[{command}]" for command in commands),
-        f"{file}test_witness_in_a_rollback[1]",
+        f"{file}test_witness_with_a_session[0]",
+        *(f"{file}test_state_of_a_session[{command}]" for command in commands),
+        f"{file}test_witness_with_a_session[1]",
     ]
     hostile.pytest("--no-cov", "-p", "no:randomly", *tests, passed=len(tests))
 
 
 def test_task_of_the_last_test_is_reported(hostile: Project) -> None:
     """Though the event loop goes with that test, and cancels what still runs."""
-    test = "tests/test_hostile.py::test_leaks_a_task_from_a_rollback"
+    test = "tests/test_hostile.py::test_leaks_a_task_beside_a_session"
     outcome = hostile.pytest("--no-cov", test, status=1, passed=1, error=1)
     assert "later at" in outcome.output, "which task, and where it is"

@@ -25,6 +25,7 @@ SCHEMAS = {
     GITLAB: ["vendor.gitlab-ci"],
 }
 
+CHECKOUT = "actions/checkout@d23441a48e516b6c34aea4fa41551a30e30af803"
 OFFLINE = ["--offline", "--config", str(ROOT / "tests/zizmor.yml")]
 
 CONFLICT = "<<<<<<< before updating\nmine\n=======\ntheirs\n>>>>>>> after updating\n"
@@ -100,7 +101,7 @@ def test_commit_hooks(project: Project) -> None:
             "runs_on:",
             ["check-jsonschema", "--builtin-schema", SCHEMAS[GITHUB][0]],
         ),
-        (GITHUB, "actions/checkout@", "somebody/checkout@", ["zizmor", *OFFLINE]),
+        (GITHUB, CHECKOUT, "actions/checkout@v6", ["zizmor", *OFFLINE]),
         (COMPOSE, "\nvolumes:", " \nvolumes:", ["yamllint", "--strict"]),
     ],
 )

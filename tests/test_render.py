@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Render
-from tests.support.project import ANSWERS_FILE, Project
-from tests.support.template import ROOT
+from tests.support.command import run
+from tests.support.project import ANSWERS_FILE, CODE_ANSWERS, Project
+from tests.support.project import files as files_of
+from tests.support.template import ROOT, working_files
 from tests.variants import FEATURES, OTHER_NAMES, VARIANTS
 
 # As the template writes it. `${{ … }}` is GitHub's own, in its workflows.
@@ -98,6 +101,26 @@ def faults(name: str, text: str) -> list[str]:
         found.append("blank lines in a row")
     if not text.strip() and not name.endswith(("__init__.py", "py.typed", ".gitkeep")):
         found.append("empty")
-    if name != ANSWERS_FILE and str(ROOT) in text:
+    if name not in (ANSWERS_FILE, CODE_ANSWERS) and str(ROOT) in text:
         found.append("a path of the machine that rendered it")
     return [f"{name}: {fault}" for fault in found]
+
+
+def test_line_ends_whatever_git_makes_of_them(rendered: Render, tmp_path: Path) -> None:
+    """On a machine whose git turns them into CRLF: of the template, and of what it renders."""
+    crlf = ["-c", "core.autocrlf=true", "-c", "core.eol=crlf"]
+    adopted = tmp_path / "adopted"
+    shutil.copytree(rendered().path / HARNESS, adopted / HARNESS)
+    for number, source in enumerate((ROOT, rendered().path, adopted)):
+        repository, clone = tmp_path / f"repository-{number}", tmp_path / f"clone-{number}"
+        names = working_files() if source == ROOT else [*files_of(source)]
+        for name in names:
+            (repository / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source / name, repository / name)
+        run("git", "init", "--quiet", cwd=repository)
+        run("git", "add", "--all", "--force", cwd=repository)
+        run("git", "commit", "--quiet", "--message", "Everything", cwd=repository)
+        run("git", *crlf, "clone", "--quiet", repository, clone, cwd=tmp_path)
+        changed = [n for n in names if (clone / n).read_bytes() != (source / n).read_bytes()]
+        assert names
+        assert not changed

@@ -7,14 +7,15 @@ import re
 import pytest
 
 from tests.conftest import Render
-from tests.support.project import ANSWERS_FILE, Project
+from tests.support.project import ANSWERS_FILE, CODE_ANSWERS, Project
 from tests.variants import FEATURES
 
 # Words that only the feature brings, as they stand in code, settings and documents.
 WORDS = {
     "use_auth": r"auth\w*|jwt\w*|pyjwt|argon2\w*|log_?ins?|(?:access |bearer )tokens?|user names?"
-    r"|registrations?|create_test_\w+|current_user|models\.user",
-    "use_redis": r"redis\w*|valkey\w*|rate.?limit\w*",
+    r"|registrations?|create_test_\w+|current_user|models\.user|is_staff|user_sessions?|email_proofs?"
+    r"|aiosmtp\w*|smtp\w*|zxcvbn|refresh_\w+|mail_\w+",
+    "use_redis": r"redis\w*|valkey\w*|limit_client|rate_limit_patience",
     "use_pgvector": r"pgvector\w*|embedding\w*|embedders?|vectors?|hnsw|similarity|cosine\w*",
     "use_assistant": r"assistants?|langgraph\w*|langchain\w*|agents?|agent_\w+|coordinators?"
     r"|complian\w+|escalat\w+|conversations?|checkpoint\w*|psycopg_?pool|llm_\w+",
@@ -26,14 +27,15 @@ ALLOWED = {
         r"Authorization.*api_key",  # of the embedding service, and of the model's
         r"headers\[\"Authorization\"\]\)|authorization: bearer a-key",
         r"hosts?, authors|authority",
+        r"CREATE ROLE service LOGIN",
     ],
     "use_redis": [],
     "use_pgvector": [],
-    "use_assistant": [r"AGENTS\.md", r"coding agents?"],
+    "use_assistant": [r"AGENTS\.md", r"coding agents?", r"[Uu]ser.?[Aa]gent"],
 }
 
 # The harness serves every combination and is the same in all of them.
-EVERYWHERE = ("tests/harness/", ANSWERS_FILE)
+EVERYWHERE = ("tests/harness/", ANSWERS_FILE, CODE_ANSWERS)
 
 
 @pytest.mark.parametrize("feature", FEATURES)

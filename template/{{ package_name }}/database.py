@@ -48,7 +48,7 @@ async def _connect(*args: Any, **kwargs: Any) -> asyncpg.Connection:
         raise Unavailable("Postgres can't be reached") from error
 
 
-def _pool_options() -> dict[str, Any]:
+def _pool_options(changes: dict[str, Any]) -> dict[str, Any]:
     # Tests connect from places that a pool would outlive; each connection is closed after use.
     if settings.environment == "test":
         return {"poolclass": NullPool}
@@ -58,11 +58,16 @@ def _pool_options() -> dict[str, Any]:
         "pool_timeout": settings.database_pool_timeout,
         "pool_recycle": settings.database_pool_recycle,
         "pool_pre_ping": True,
+        **changes,
     }
 
 
-def make_engine(url: str) -> AsyncEngine:
-    """An engine with the options of the settings; it connects when it is first used."""
+def make_engine(url: str, **pool: Any) -> AsyncEngine:
+    """An engine with the options of the settings; it connects when it is first used.
+
+    Args:
+        pool: options of the pool that differ from those of the settings.
+    """
     return create_async_engine(
         url,
         connect_args={
@@ -72,11 +77,14 @@ def make_engine(url: str) -> AsyncEngine:
         },
         # Errors are logged, and what customers said does not belong into a log.
         hide_parameters=settings.environment in {"staging", "production"},
-        **_pool_options(),
+        **_pool_options(pool),
     )
 
 
 engine = make_engine(settings.database_url)
+# For probes alone. They must not wait for requests that wait for each other: a table that somebody
+# locks would then take every instance out of service.
+probe_engine = make_engine(settings.database_url, pool_size=1, max_overflow=0)
 AsyncSessionLocal = async_sessionmaker(engine, expire_on_commit=False)
 
 

@@ -10,11 +10,23 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .config import settings
-from .errors import problem_response
+from .errors import problem_response, route_path
 
 logger = structlog.get_logger(__name__)
 
 HEADER = "X-Request-ID"
+
+# What every answer says, unless the route says otherwise: it is for who asked alone, it is no page,
+# and no page shows it. (The pages of the API document are pages, and load scripts.)
+ANSWERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Strict-Transport-Security": "max-age=31536000",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+PAGES = ANSWERS | {"Content-Security-Policy": "frame-ancestors 'none'"}
 # What is accepted goes into logs and headers.
 ACCEPTED = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -39,7 +51,11 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[HEADER] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[HEADER] = request_id
+                page = headers.get("content-type", "").startswith("text/html")
+                for name, value in (PAGES if page else ANSWERS).items():
+                    headers.setdefault(name, value)
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
@@ -53,7 +69,7 @@ class RequestContext:
                 await problem_response(500)(scope, receive, send_with_id)
             finally:
                 # Probes come every few seconds and say nothing new.
-                log = logger.debug if scope["path"].startswith("/health/") else logger.info
+                log = logger.debug if route_path(scope).startswith("/health/") else logger.info
                 log(
                     "request",
                     method=scope["method"],
@@ -61,6 +77,26 @@ class RequestContext:
                     status=status,
                     milliseconds=round((time.perf_counter() - begun) * 1000, 1),
                 )
+
+
+class HeadAsGet:
+    """Answers HEAD as the GET of the same path, without the body, as HTTP wants it (RFC 9110)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self.app({**scope, "method": "GET"}, receive, send_head)
 
 
 class BodyLimit:

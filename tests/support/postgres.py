@@ -89,7 +89,8 @@ def installed(*, pgvector: bool) -> Path | None:
 def packaged(project: Project) -> Iterator[Path]:
     """The folder of the programs that the embedded server is made of, readable for everybody."""
     code = (
-        "import sys; from pathlib import Path; import tests; from tests.harness.servers import postgres as server;"
+        "import sys; from pathlib import Path; import tests\n"
+        "from tests.harness.servers import postgres as server\n"
         "print(server.binaries(Path(sys.argv[1])))"
     )
     home = Path(tempfile.mkdtemp(prefix="meta-programs-"))
@@ -101,11 +102,12 @@ def packaged(project: Project) -> Iterator[Path]:
 
 
 @contextmanager
-def running(binaries: Path, *settings: str) -> Iterator[Server]:
+def running(binaries: Path, *settings: str, encoding: str = "UTF8") -> Iterator[Server]:
     """Run a new, empty server with some settings (`name=value`). Its superuser is `tester`."""
     with _home() as home:
         data = home / "data"
-        _call(binaries / "initdb", "-D", data, "-U", "tester", "-A", "trust", "--no-sync")
+        text = ("--locale=C", f"--encoding={encoding}")
+        _call(binaries / "initdb", "-D", data, "-U", "tester", "-A", "trust", "--no-sync", *text)
         (data / "pg_hba.conf").write_text(HBA)
         with _serving(binaries, data, settings) as server:
             yield server

@@ -19,6 +19,8 @@ from tests.support.command import Finished, run
 from tests.support.once import locked
 
 ANSWERS_FILE = ".copier-answers.yml"
+# Those that the code was last merged with.
+CODE_ANSWERS = ".copier-answers.code.yml"
 
 SUMMARY = re.compile(r"^=* ?(?P<counts>(?:\d+ [a-z]+,? ?)+) in [\d.]+s", re.MULTILINE)
 

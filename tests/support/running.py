@@ -13,7 +13,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.message import Message
@@ -28,11 +28,22 @@ Environment = Mapping[str, str | None]
 
 SECRET = "a-secret-of-these-tests-and-of-nothing-else"
 PASSWORD = "correct horse battery staple"
+# Of PASSWORD, as cheap as argon2 gets. A login replaces it by one that costs what the settings say.
+PASSWORD_HASH = (
+    "$argon2id$v=19$m=8,t=1,p=1$jgbE3RPHHarkTBcO4hmaqQ$T1oQACr1ePJ1j+gVCmc0ZdgX8aND1HTpjDP7sfJ2Cuo"
+)
 
 # Nothing here is about limits of calls, and the hashes guard nothing.
 SETTINGS = {
     "RATE_LIMIT": "1000000000",
     "LOGIN_RATE_LIMIT": "1000000000",
+    "LOGIN_CLIENT_LIMIT": "1000000000",
+    "LOGIN_ACCOUNT_LIMIT": "1000000000",
+    "MAIL_CLIENT_LIMIT": "1000000000",
+    "MAIL_ADDRESS_LIMIT": "1000000000",
+    "HASH_QUEUE": "1000",
+    "API_DOCUMENTS": "true",
+    "JWT_LIFETIME_SECONDS": "36000",
     "ARGON2_TIME_COST": "1",
     "ARGON2_MEMORY_KIB": "32",
     "REDIS_TIMEOUT": "1",
@@ -172,7 +183,7 @@ def production(project: Project) -> Iterator[Production]:
         }
         project.tool("alembic", "upgrade", "head", env=env)
         project.tool("app.coordinator.setup", env=env)
-        project.tool("app.seed_database", env=env)
+        project.tool("app.seed_database", env={**env, "ENVIRONMENT": "development"})
         project.run(project.python, "ingest.py", env=env)
         yield Production(project, running, env)
 
@@ -183,9 +194,7 @@ def serving(project: Project, env: Environment, *options: str) -> Iterator[Servi
 
     `options` come after those of the container, so they win.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = project.path.with_name(f"uvicorn-{port}.log")
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -209,6 +218,33 @@ def serving(project: Project, env: Environment, *options: str) -> Iterator[Servi
         print("\n".join(line for line in lines if '"message": "request"' not in line)[-20_000:])
 
 
+@contextmanager
+def mail_server(project: Project) -> Iterator[tuple[str, Callable[[], str]]]:
+    """Run a mail server. Gives its URL, and what tells all that has arrived."""
+    port = free_port()
+    handler = ("-c", "aiosmtpd.handlers.Debugging", "stdout")
+    options = ["-m", "aiosmtpd", "-n", "-l", f"127.0.0.1:{port}", *handler]
+    log = project.path.with_name(f"mail-{port}.log")
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [str(project.python), "-u", *options], stdout=output, stderr=output
+        )
+    try:
+        wait_for(port, process)
+        yield f"smtp://127.0.0.1:{port}", log.read_text
+    finally:
+        process.kill()
+        process.wait()
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def command(project: Project) -> list[str]:
     """What the image runs, without the address."""
     (words,) = re.findall(r"^CMD (\[.*\])$", (project.path / "Dockerfile").read_text(), re.M)
@@ -230,17 +266,29 @@ def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     raise AssertionError("the service does not listen")
 
 
-def log_in(client: Client, there: Production, changes: str = "is_active = true") -> str:
-    """Register somebody new, and make the account what `changes` say. Returns a token."""
+def new_account(there: Production, changes: str = "is_active = true") -> str:
+    """The address of a new account with PASSWORD, which is as `changes` say."""
     email = f"user-{next(numbers)}@example.org"
-    account = {"email": email, "password": PASSWORD}
-    assert client.call("POST", "/api/v1/auth/register", account)[0] == 202
-    there.servers.sql(f"UPDATE users SET {changes} WHERE email = '{email}'")
+    there.servers.sql(
+        f"INSERT INTO users (email, password_hash) VALUES ('{email}', '{PASSWORD_HASH}');"
+        f"UPDATE users SET {changes} WHERE email = '{email}'"
+    )
+    return email
+
+
+def tokens_of(client: Client, email: str) -> dict[str, Any]:
+    """Log in with PASSWORD."""
     form = {"username": email, "password": PASSWORD}
-    status, token = client.call("POST", "/api/v1/auth/token", form=form)
-    assert status == 200
-    found: str = token["access_token"]
+    status, tokens = client.call("POST", "/api/v1/auth/token", form=form)
+    assert status == 200, tokens
+    found: dict[str, Any] = tokens
     return found
+
+
+def log_in(client: Client, there: Production, changes: str = "is_active = true") -> str:
+    """Make an account that is as `changes` say. Returns an access token."""
+    token: str = tokens_of(client, new_account(there, changes))["access_token"]
+    return token
 
 
 def new_customer(name: str = "somebody") -> dict[str, str]:

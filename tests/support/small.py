@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -272,6 +274,17 @@ class Small(Project):
         assert "INTERNALERROR" not in outcome.output, outcome.output[-6000:]
         return outcome.output
 
+    def tried(
+        self, tests: str, *options: str, timeout: float = 120, **variables: str | None
+    ) -> Outcome:
+        """A run of these tests alone, in a file of theirs that is gone afterwards."""
+        with tempfile.NamedTemporaryFile(
+            "w", dir=self.path / "tests", prefix="test_tried_", suffix=".py"
+        ) as file:
+            file.write(tests)
+            file.flush()
+            return self.outcome(*options, file.name, timeout=timeout, **variables)
+
     @contextmanager
     def held(self, *options: str, **variables: str | None) -> Iterator[subprocess.Popen[str]]:
         """A run that is in the middle of its test `test_linger`, until the block ends."""
@@ -356,6 +369,17 @@ def passed(outcome: Outcome) -> Outcome:
     """The outcome, if it is that of five tests that passed."""
     assert (outcome.status, outcome.counts) == (0, {"passed": PASSED}), outcome.output[-6000:]
     return outcome
+
+
+def told(output: str) -> dict[str, str]:
+    """What a run says of each test that does not pass, by its name without `test_`."""
+    found: dict[str, str] = {}
+    _, *parts = re.split(
+        r"^_+ (?:ERROR at \w+ of )?(?:\w+\.)?test_(\w+)(?:\[.+\])? _+$", output, flags=re.M
+    )
+    for test, said in zip(parts[::2], parts[1::2], strict=True):
+        found[test] = found.get(test, "") + said
+    return found
 
 
 @contextmanager

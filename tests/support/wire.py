@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 _REQUESTS_FOR_ENCRYPTION = (80877103, 80877104)
 
@@ -90,6 +92,39 @@ def rewriting(backend: int, old: bytes, new: bytes) -> Iterator[int]:
 
     with listening(serve) as port:
         yield port
+
+
+@contextmanager
+def encrypting(backend: int, certificate: Path, key: Path, came: list[int]) -> Iterator[int]:
+    """A server that insists on TLS; notes who came by it."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+
+    def serve(client: socket.socket) -> None:
+        packet = _exactly(client, 8)
+        if int.from_bytes(packet[4:]) != _REQUESTS_FOR_ENCRYPTION[0]:
+            return
+        client.sendall(b"S")
+        with (
+            context.wrap_socket(client, server_side=True) as secure,
+            socket.create_connection(("127.0.0.1", backend)) as server,
+        ):
+            came.append(secure.fileno())
+            answers = threading.Thread(target=_pass_on, args=(server, secure), daemon=True)
+            answers.start()
+            _pass_on(secure, server)
+            answers.join()
+
+    with listening(serve) as port:
+        yield port
+
+
+def _pass_on(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    with suppress(OSError):
+        target.shutdown(socket.SHUT_RDWR)
 
 
 def _startup(client: socket.socket) -> bytes:

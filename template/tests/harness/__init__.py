@@ -3,30 +3,43 @@
 Owned by the template, and replaced by its updates: override, don't edit. A service describes
 itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code, follow a run:
 
-    environment   who this process is, and the URLs that the service gets
-    recipe        what the service says about itself
-    guard         what is refused before anything is touched
-    offline       what unit tests can't reach
-    failure       why a run has no database, for all its workers
-    server        the embedded Postgres (locks: how processes share it)
-    databases     the names and marks of our databases, and how they go
-    fingerprint   what a golden database depends on (digest: what it holds)
-    golden        the golden database: found, or built and published
-    worker        the clone that a worker's tests see, replaced when dirty
-    transaction   the rollback of a test (lent: the connection that the service gets)
-    reused        connections of a test with real commits, until it ends
-    tasks         asyncio tasks that a test left behind
-    harness       the above, put together for one process
-    fixtures      what tests ask for
-    plugin        the hooks of pytest
-    integrity     whether these files are the template's
-    valkey        the same for Redis
-    development   what `make run` brings
+    environment        who this process is, and the URLs that the service gets
+    shell              what of the user's shell tests see
+    recipe             what the service says about itself
+    servers/           guard: what is refused before anything is touched
+                       postgres, valkey: the embedded servers (locks: how processes share them)
+    golden/            databases: the names and marks of our databases, and how they go
+                       fingerprint: what a golden database depends on (digest: what it holds)
+                       build: the golden database, found, or built and published
+    isolation/         worker: the database that a worker's tests see, settled after each
+                       clones: spares that replace it
+                       changes: what Postgres counted (content: what it should hold)
+                       putback: rows put back, and compared
+                       connections: those of the service, kept from test to test
+    development/       what `make run` brings: such servers, and the service
+    checks/            offline: what tests can't reach
+                       versions: the oldest that will do
+                       read_only: what is done without, where nothing can be written
+                       tasks, uncommitted: what a test left, or had not committed
+                       failure: why a run has no database, for all its workers
+                       integrity: whether these files are the template's
+    harness            the above, put together for one process
+    fixtures, valkey   what tests ask for
+    plugin             the hooks of pytest
 
 `python -m tests.harness` shows what is there, opens psql, and cleans up.
 """
 
 from __future__ import annotations
+
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036 - said before anything that it can't read
+    sys.exit(
+        "tests/harness needs Python 3.11 or newer, and this is {}.{}: {}".format(
+            *sys.version_info[:2], sys.executable
+        )
+    )
 
 from .recipe import Recipe, module, script, together
 

@@ -15,11 +15,15 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlencode
 
+from . import shell
+from .checks import versions
 from .errors import HarnessError
+from .servers import urls, user
 
 ROOT = Path(__file__).resolve().parents[2]
 """The project: the folder that holds `tests/`."""
@@ -37,12 +41,10 @@ _LIMITS = {
 """No test waits for ever."""
 
 _SOCKET_PATH_MAX = 100  # Linux allows 107 bytes, macOS 103
+_FIRST_NAMESPACE = "4026531836"  # of processes: the number is fixed in the kernel
 
-_PAST_THE_URL = ("PGHOSTADDR", "PGSERVICE")
-"""Where these are set, psql's library connects elsewhere than a URL says."""
-
-# What stands before the database. What is not like it stays as it is, and the guard refuses it.
-_URL = re.compile(r"^[^:/]+://([^/?#]*)(?:/[^?#]*)?")
+# What stands before the database, and behind it.
+_URL = re.compile(r"[^:/]+://([^/?#]*)(?:/[^?#]*)?(?:\?([^#]*))?")
 _REDIS_URL = re.compile(r"^(rediss?://[^/?#]*)/?([0-9]*)")
 
 
@@ -80,19 +82,20 @@ class Environment:
         return f"app_w_{self.run}_{self.worker}"
 
     def url(self, database: str, driver: str = "postgresql+asyncpg") -> str:
-        """The URL of a database on the tests' server, for SQLAlchemy and asyncpg."""
+        """The URL of a database on the tests' server, for SQLAlchemy with asyncpg or psycopg."""
         if self.external_url is None:
-            query = urlencode(
-                {"host": self.home / "socket", "port": PORT}, safe="/", quote_via=quote
-            )
-            return f"{driver}://postgres@/{quote(database)}?{query}"
-        return _URL.sub(lambda url: f"{driver}://{url[1]}/{quote(database)}", self.external_url)
+            host = quote(str(self.home / "socket"))
+            return f"{driver}://postgres@/{quote(database)}?host={host}&port={PORT}"
+        found = _URL.match(self.external_url)
+        if found is None:  # the guard refuses it
+            return self.external_url
+        translate = urls.for_asyncpg if driver.endswith("asyncpg") else urls.for_libpq
+        query = translate(found[2] or "")
+        return f"{driver}://{found[1]}/{quote(database)}{query and '?'}{query}"
 
     def conninfo(self, database: str) -> str:
         """The same for libpq: psql and psycopg."""
-        scheme, _, rest = self.url(database).partition("://")
-        dialect = scheme.partition("+")[0]
-        return f"{dialect}://{rest}".replace("?ssl=", "?sslmode=").replace("&ssl=", "&sslmode=")
+        return self.url(database, "postgresql")
 
     @property
     def redis_socket(self) -> Path:
@@ -132,6 +135,11 @@ def prepare(
         variables: further environment variables of the service under test.
     """
     global current  # noqa: PLW0603 - one process, one environment
+    if "pytest" in sys.modules:
+        try:
+            versions.check_plugins()
+        except HarnessError as error:
+            sys.exit(str(error))  # pytest would wrap a traceback around it
     run, worker = _identity()
     current = Environment(
         run=run,
@@ -144,8 +152,10 @@ def prepare(
         variable=database_url,
         limits={} if _is_debugged() else _LIMITS,
     )
-    for name in _PAST_THE_URL:
-        os.environ.pop(name, None)
+    shell.settle(
+        libpq=current.external_url is not None,
+        certificates=bool(current.external_url or current.external_redis_url),
+    )
     _set(database_url, current.url(current.database))
     if redis_url:
         _set(redis_url, current.redis_url)
@@ -161,19 +171,19 @@ def _own(variable: str) -> str | None:
 
         files = (dotenv_values(ROOT / name) for name in (".dev/env", ".env"))
         sources: list[Mapping[str, str | None]] = [*files, os.environ]
-        found = [values[name] for values in sources for name in _spellings(variable, values)]
+        found = [values[name] for values in sources for name in spellings(variable, values)]
         os.environ[kept] = next((value for value in reversed(found) if value), "")
     return os.environ[kept] or None
 
 
 def _set(variable: str, value: str) -> None:
     """Set a variable of the service, in whatever case it was set before."""
-    for name in _spellings(variable, os.environ):
+    for name in spellings(variable, os.environ):
         del os.environ[name]
     os.environ[variable] = value
 
 
-def _spellings(variable: str, names: Iterable[str]) -> list[str]:
+def spellings(variable: str, names: Iterable[str]) -> list[str]:
     """Which of these names pydantic-settings takes for a variable, the exact one last."""
     found = [name for name in names if name.upper() == variable.upper()]
     return sorted(found, key=lambda name: name == variable)
@@ -202,32 +212,69 @@ def _is_debugged() -> bool:
 def _home() -> Path:
     """The embedded servers' folder: in memory where there is room, else in the user's cache."""
     key = hashlib.sha256(os.fsencode(ROOT)).hexdigest()[:12]
-    folders = [base / key for base in bases()]
+    folders = [base / "-".join((key, *realm())) for base in bases()]
     usable = [
         f for f in folders if len(os.fsencode(f / f"socket/.s.PGSQL.{PORT}")) <= _SOCKET_PATH_MAX
     ]
+    if not usable:
+        raise HarnessError(
+            f"There is no folder for the tests' server: each of {[*map(str, folders)]} can't be written to, or has "
+            "a path too long for a socket. Name one that can in TMPDIR, or set TEST_DATABASE_URL."
+        )
     for folder in usable:
         if folder.exists():
             return folder
-    if not usable:
-        raise HarnessError(f"No folder with a path short enough for a socket: tried {folders}.")
-    return usable[0]
+    roomy = [f for f in usable if not f.is_relative_to(_MEMORY) or _has_room(_MEMORY)]
+    return (roomy or usable)[0]
+
+
+def _has_room(folder: Path) -> bool:
+    room = os.statvfs(folder)
+    return room.f_bavail * room.f_frsize >= _MEMORY_FREE
 
 
 def bases() -> list[Path]:
     """Folders of this user that may hold clusters, the best first."""
     name = f"pytest-harness-{os.geteuid()}"
-    found = []
-    if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK):
-        room = os.statvfs(_MEMORY)
-        if (_MEMORY / name).exists() or room.f_bavail * room.f_frsize >= _MEMORY_FREE:
-            found.append(_MEMORY / name)
+    found = [_MEMORY / name] if _MEMORY.is_dir() else []
     # The server of root runs as another user, who can't enter root's home.
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if os.geteuid() != 0 and os.path.isabs(cache):  # "~" stays where there is no home
         found.append(Path(cache) / name)
-    found += [Path(tempfile.gettempdir()) / name, Path("/tmp") / name]
-    return [base for base in found if _ours(base)]
+    with suppress(FileNotFoundError):  # nothing there can be written to
+        found.append(Path(tempfile.gettempdir()) / name)
+    found.append(Path("/tmp") / name)
+    return [base for base in dict.fromkeys(found) if _ours(base)]
+
+
+def realm() -> list[str]:
+    """What a server's folder is named for besides its project: who can see and stop its processes.
+
+    Containers may share memory and paths, and the end of one ends the processes in it.
+    """
+    try:
+        namespace = os.readlink("/proc/self/ns/pid").strip("pid:[]")
+    except OSError:  # not Linux
+        return []
+    container = [namespace] if namespace != _FIRST_NAMESPACE else []
+    return container if user.may_become_another() else [*container, "own"]
+
+
+def private(folder: Path) -> Path:
+    """Make a folder that nobody else may enter, whatever the umask."""
+    for missing in [f for f in (folder, *folder.parents) if not f.exists()][::-1]:
+        with suppress(FileExistsError):  # another process was quicker
+            missing.mkdir(mode=0o700)
+            missing.chmod(0o700)
+    folder.mkdir(exist_ok=True)  # fails where that is a file
+    return folder
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file that nobody else may read or write, whatever the umask."""
+    path.unlink(missing_ok=True)  # its rights would stay
+    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(content)
 
 
 def _ours(base: Path) -> bool:

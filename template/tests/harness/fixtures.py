@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
 
-from .checks.offline import offline
 from .errors import HarnessError
 from .harness import Harness
-from .plugin import HARNESS, failed, needs_database
+from .plugin import HARNESS, attempt, needs_database
+from .recipe import resolve
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -28,8 +29,7 @@ def enterprise_database_setup(request: pytest.FixtureRequest) -> Harness | None:
         return None
     harness = request.config.stash[HARNESS]
     try:
-        with offline(False):  # the first test of the session may be a unit test
-            harness.start()
+        harness.start()
     except Exception as error:
         failure = error
     else:
@@ -47,62 +47,125 @@ def _ready(harness: Harness | None, request: pytest.FixtureRequest) -> Harness:
     return harness
 
 
-@pytest_asyncio.fixture(scope="session")
-def _kept_connection(enterprise_database_setup: Harness | None) -> Any:
-    """The event loop of the connection that rollback tests share, which is closed before the loop is.
+@pytest_asyncio.fixture(scope="session", autouse=True)
+def _session_loop(enterprise_database_setup: Harness | None) -> Any:
+    """The event loop on which connections of the service are kept from test to test.
 
     No coroutine: in a test marked `anyio`, anyio would run it, on a loop that ends with that test.
     pytest-asyncio sets its loop for any fixture, but types them as coroutines.
     """
-    loop = asyncio.get_event_loop()
-    yield loop
-    if enterprise_database_setup is not None:
-        loop.run_until_complete(enterprise_database_setup.transaction.close())
+    if enterprise_database_setup is None:
+        yield
+        return
+    forget = enterprise_database_setup.keep_connections(asyncio.get_event_loop())
+    yield
+    forget()
+
+
+@pytest.fixture(scope="session")
+def _new_session(enterprise_database_setup: Harness | None) -> Callable[[], Any]:
+    """Makes sessions as the recipe says. Looked at once, before a test lets the service point elsewhere."""
+    if enterprise_database_setup is None:
+        return lambda: None
+    name = enterprise_database_setup.recipe.session
+    if name is None:
+        raise HarnessError("db_session needs a `session` in the recipe, in tests/conftest.py.")
+    factory = resolve(name)
+    looked_at = False
+
+    def make() -> Any:
+        nonlocal looked_at
+        made = factory
+        while callable(made):  # a function that returns a sessionmaker, or that
+            made = made()
+        if not looked_at:
+            _check_session(made, name, enterprise_database_setup)
+            looked_at = True
+        return made
+
+    with suppress(
+        RuntimeError
+    ):  # it asks for the running task: the first that is made is looked at
+        make()
+    return make
+
+
+def _check_session(session: Any, name: str, harness: Harness) -> None:
+    from sqlalchemy.exc import UnboundExecutionError
+
+    if not hasattr(session, "get_bind"):
+        raise HarnessError(
+            f"{name}, which tests/conftest.py names, does not make sessions of SQLAlchemy but "
+            f"{type(session).__name__}. Name the sessionmaker, or a function that returns a session."
+        )
+    try:
+        url = session.get_bind().engine.url
+    except UnboundExecutionError:  # each of its models has an engine of its own
+        return
+    if url.database != harness.environment.database:
+        raise HarnessError(
+            f"{name} points at {url.render_as_string()}, not at the tests' database: "
+            "it was imported before tests/__init__.py prepared the environment."
+        )
 
 
 @pytest_asyncio.fixture
 async def db_session(
     request: pytest.FixtureRequest,
     enterprise_database_setup: Harness | None,
-    _kept_connection: asyncio.AbstractEventLoop,
+    _new_session: Callable[[], Any],
 ) -> AsyncIterator[AsyncSession]:
-    """A session of the service, in a transaction that is rolled back at the end of the test.
+    """A session of the service. What it commits is real, and put back after the test.
 
-    All that the service does through its engine happens in that transaction, whatever it commits.
-    In a test marked `own_database`, everything is real instead.
+    What it has not committed is rolled back at the end, and nobody else sees it before: arrange,
+    then commit.
+
+    Raises:
+        HarnessError: the recipe's `session` can't be imported, or connects elsewhere; later, where it is
+            used on another event loop.
     """
-    harness = _ready(enterprise_database_setup, request)
-    if request.node.get_closest_marker("own_database"):
-        harness.begin_reuse()
-        async with harness.sessionmaker() as session:
-            try:
-                yield session
-            finally:
-                await harness.reused.finish()
-        return
-    problems: list[str] = []
-    harness.begin_rollback()
-    try:
-        async with harness.sessionmaker() as session:
-            yield session
-            if not failed(request.node):
-                problems += await harness.transaction.check_deferred()
-    finally:
-        problems += await harness.end_rollback()
-        if asyncio.get_running_loop() is not _kept_connection:  # one of anyio's, which ends
-            await harness.transaction.close()
-    if problems:
-        pytest.fail("\n\n".join(problems), pytrace=False)
+    _ready(enterprise_database_setup, request)
+    session = _new_session()
+    raised = _keep_to_loop(session.sync_session) if hasattr(session, "sync_session") else []
+    attempt(request.node).session = session
+    async with AsyncExitStack() as stack:
+        if hasattr(session, "__aenter__"):
+            await stack.enter_async_context(session)
+        else:
+            stack.enter_context(session)
+        yield session
+    if raised and not attempt(request.node).failed:
+        raise raised[0]
+
+
+def _keep_to_loop(session: Any) -> list[HarnessError]:
+    """A connection can be used, and closed, on the event loop alone on which it was opened.
+
+    Returns:
+        Gets what is raised: who calls the session may swallow it.
+    """
+    here, get_bind = asyncio.get_running_loop(), session.get_bind
+    raised = []
+
+    def checked(*args: Any, **kwargs: Any) -> Any:  # called before each statement
+        if asyncio._get_running_loop() not in (here, None):
+            error = HarnessError(
+                "db_session was used on another event loop than that of its fixture, which is the whole run's. "
+                "On a loop of its own, as by loop_scope or asyncio.run(), a test opens a session of its own."
+            )
+            raised.append(error)
+            raise error
+        return get_bind(*args, **kwargs)
+
+    session.get_bind = checked
+    return raised
 
 
 @pytest_asyncio.fixture
 async def db_engine(
     request: pytest.FixtureRequest, enterprise_database_setup: Harness | None
 ) -> AsyncIterator[AsyncEngine]:
-    """An engine on the tests' database that keeps no connection. What it commits is real.
-
-    The database is replaced before the next test, if this one connected.
-    """
+    """An engine on the tests' database that keeps no connection: one for each session at a time."""
     from sqlalchemy import NullPool
     from sqlalchemy.ext.asyncio import create_async_engine
 

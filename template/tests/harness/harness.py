@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .checks import failure
+from .checks import failure, uncommitted, versions
 from .environment import Environment
 from .errors import HarnessError
-from .recipe import Recipe, resolve
+from .recipe import Recipe
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
-
     from .golden.databases import Connection
-    from .isolation.connections import ReusedConnections
-    from .isolation.worker import WorkerDatabase
+    from .isolation.connections import KeptConnections
+    from .isolation.worker import Stored, WorkerDatabase
     from .servers.postgres import EmbeddedServer
-    from .transaction import TestTransaction
 
 
 @dataclass
@@ -29,6 +27,7 @@ class Summary:
     """What a process has to tell at the end; workers send it to the process that prints."""
 
     clones: int = 0
+    put_back: int = 0
     replaced: int = 0
     seconds: float = 0.0
     leaks: int = 0
@@ -39,6 +38,7 @@ class Summary:
     def add(self, other: Summary) -> None:
         """Add what another process told."""
         self.clones += other.clones
+        self.put_back += other.put_back
         self.replaced += other.replaced
         self.seconds += other.seconds
         self.leaks += other.leaks
@@ -57,30 +57,32 @@ class Harness:
         self.summary = Summary()
         self.header: list[str] = []
         self.worker: WorkerDatabase
-        self.transaction: TestTransaction
-        self.reused: ReusedConnections
+        self.lost: HarnessError | None = None
+        """How the server failed, once it did: what comes after fails as well."""
         self._recipe = recipe
         self._say = say
         self._server: EmbeddedServer | None = None
         self._connection: Connection | None = None
+        self._kept: KeptConnections | None = None
         self._failure: Exception | None = None
-        self.lost: HarnessError | None = None
-        """How the server failed, once it did: what comes after fails as well."""
         self._started = False
-        self._touched: bool | None = None
         self._dirty = False
         self._log_begin = 0
-        self._engine: AsyncEngine | None = None
+        self._log_seen = -1
+        self._left: list[str] = []
+        self._perhaps_left: dict[str, str] = {}  # on the server, after which test
 
     @property
     def started(self) -> bool:
         """Whether there is a database for the tests."""
         return self._started
 
-    @property
+    @functools.cached_property
     def recipe(self) -> Recipe:
         """The service's recipe, from `tests/conftest.py`."""
         return self._recipe()
+
+    # --- start and stop -----------------------------------------------------------------------
 
     def start(self) -> None:
         """Have the worker's database ready. The second call does nothing, or fails as the first.
@@ -93,6 +95,7 @@ class Harness:
         if self._started:
             return
         try:
+            versions.check_installed(versions.DRIVERS)
             with self._explained():
                 self._start()
         except Exception as error:
@@ -101,6 +104,7 @@ class Harness:
                 failure.note(self.environment, error)
             raise
         self._started = True
+        self._see()
 
     def _start(self) -> None:
         import psycopg
@@ -120,10 +124,8 @@ class Harness:
 
     def _prepare(self) -> None:
         from .golden import databases
-        from .isolation.connections import ReusedConnections
         from .isolation.worker import WorkerDatabase
         from .servers import guard
-        from .transaction import TestTransaction
 
         failure.recall(self.environment)
         server = self._start_server()
@@ -136,37 +138,48 @@ class Harness:
         self._connection.execute("SET stats_fetch_consistency = none")
         databases.hold_run(self._connection, self.environment.run)
         swept, self.summary.left = databases.sweep(self._connection, self.environment.run)
-        self.worker = WorkerDatabase(self.environment, self._connection, self.recipe, self._say)
+        self._kept = self._kept_connections()
+        self.worker = WorkerDatabase(
+            self.environment, self._connection, self.recipe, self._say, self._kept
+        )
         self.worker.open()
-        self.transaction, self.reused = TestTransaction(), ReusedConnections()
-        with databases.connect(self.environment, self.environment.database) as inside:
-            self.transaction.deferred = databases.deferred_constraints(inside)
-            self.transaction.reset_sequences = databases.reset_sequences(inside)
-        self.worker.watch()
+        with suppress(ModuleNotFoundError):  # the service uses Postgres without SQLAlchemy
+            uncommitted.watch()
         self.header = [
             f"database: {server}",
             f"golden: {self.worker.golden.name}, {self.worker.golden.story}",
+            f"after a test: {self.worker.way}",
         ]
         if swept:
             self.header.append(f"swept: {len(swept)} databases that runs before left behind")
 
+    def _kept_connections(self) -> KeptConnections | None:
+        try:
+            from .isolation.connections import KeptConnections
+        except ModuleNotFoundError:  # the service does not use SQLAlchemy with asyncpg
+            return None
+        return KeptConnections(self.environment.database)
+
     def _start_server(self) -> str:
         if self.environment.external_url is not None:
             return ""
-        from .servers import postgres as server
+        from .servers import postgres
 
-        self._server = server.EmbeddedServer(self.environment.home)
+        self._server = postgres.EmbeddedServer(self.environment.home)
         started = self._server.start()
-        server.sweep_unused(self.environment.home)
+        postgres.sweep(self.environment.home)
         return f"PostgreSQL {started.version}, embedded, {started.how} in {started.seconds:.2f} s"
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Say of what goes wrong on the server or on this machine where it did."""
+        """The harness's own work, in whatever test: say of what goes wrong where it did."""
         import psycopg
 
+        from .checks.offline import offline
+
         try:
-            yield
+            with offline(False):  # a unit test may be the first, or the last
+                yield
         except (psycopg.Error, OSError, subprocess.SubprocessError) as error:
             if self._server is None:
                 where, log = "TEST_DATABASE_URL", ""
@@ -179,152 +192,13 @@ class Harness:
             )
             raise self.lost from error
 
-    @property
-    def engine(self) -> AsyncEngine:
-        """The service's engine; from now on, its connections are lent or reused."""
-        if self._engine is None:
-            from sqlalchemy import NullPool, event
-            from sqlalchemy.ext.asyncio import AsyncEngine
-
-            found = resolve(self.recipe.engine)
-            engine: AsyncEngine = found if isinstance(found, AsyncEngine) else found()
-            if engine.driver != "asyncpg":
-                raise HarnessError(
-                    f"{self.recipe.engine} uses the driver {engine.driver}. Only connections of asyncpg can be "
-                    "lent to a rollback test."
-                )
-            if not isinstance(engine.pool, NullPool):
-                raise HarnessError(
-                    f"{self.recipe.engine} keeps connections in a {type(engine.pool).__name__}. In tests it must "
-                    "use NullPool, or connections outlive the test that opened them: see docs/testing.md."
-                )
-            if engine.url.database != self.environment.database:
-                raise HarnessError(
-                    f"{self.recipe.engine} points at {engine.url.render_as_string()}, not at the tests' database: "
-                    "it was imported before tests/__init__.py prepared the environment."
-                )
-            event.listen(engine.sync_engine, "do_connect", self._connect)
-            self._engine = engine
-        return self._engine
-
-    @property
-    def sessionmaker(self) -> async_sessionmaker[AsyncSession]:
-        """The service's session factory."""
-        from sqlalchemy.ext.asyncio import async_sessionmaker
-
-        found = resolve(self.recipe.session)
-        factory: async_sessionmaker[AsyncSession] = (
-            found if isinstance(found, async_sessionmaker) else found()
-        )
-        return factory
-
-    def _connect(self, dialect: Any, _record: Any, arguments: Any, options: dict[str, Any]) -> Any:
-        """SQLAlchemy's `do_connect`: a lent or a reused connection, or None for one like any other."""
-        real = options.get("async_creator_fn", dialect.dbapi.asyncpg.connect)
-        if self.transaction.active:
-            create = self._lend(real)
-        elif self.reused.active:
-            create = functools.partial(self.reused.connect, real)
-        else:
-            return None
-        return dialect.connect(*arguments, **{**options, "async_creator_fn": create})
-
-    def _lend(self, real: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        name = f"tests.harness {self.environment.run} {self.environment.worker}"
-
-        async def connect(*args: Any, **kwargs: Any) -> Any:
-            settings = {**kwargs.pop("server_settings", {}), "application_name": name}
-            raw = await real(*args, **kwargs, server_settings=settings)
-            self.worker.own_sessions += 1
-            return raw
-
-        async def lend(*args: Any, **kwargs: Any) -> Any:
-            return await self.transaction.lend(lambda: connect(*args, **kwargs))
-
-        return lend
-
-    def begin_reuse(self) -> None:
-        """Let the service's engine use each connection again, until `reused.finish()`."""
-        _ = self.engine
-        self.reused.begin()
-
-    def begin_rollback(self) -> None:
-        """Let the service's engine work in one transaction, until `end_rollback`."""
-        _ = self.engine
-        self.transaction.begin(self.worker.generation)
-
-    async def end_rollback(self) -> list[str]:
-        """Roll that transaction back. Returns what was wrong with it."""
-        problems, self._touched = await self.transaction.finish(self.worker.new_sessions)
-        return problems
-
-    def before_test(self) -> None:
-        """Note where the log of Postgres ends. Make up for what could not be done after the last test.
-
-        Raises:
-            HarnessError: the database is still not one that a test may see.
-        """
-        if self._server is not None:
-            self._log_begin = self._server.log_size()
-        if self._dirty:
-            with self._explained():
-                self.worker.replace()
-            self._dirty = False
-
-    def log_of_test(self) -> str:
-        """What the embedded Postgres logged since the test began."""
-        return self._server.log_since(self._log_begin) if self._server is not None else ""
-
-    def explain(self, failure: str) -> str:
-        """Who holds the server's connections, if a test failed because there was none left."""
-        if not self._started:
-            return ""
-        from .golden import databases
-
-        return databases.holders(self.environment) if databases.FULL.search(failure) else ""
-
-    def sessions_of_test(self) -> str:
-        """What is open in the tests' database, and what it did last: whoever waits, waits for one of these."""
-        if not self._started or self.lost:
-            return ""
-        from .golden import databases
-
-        lines = [
-            f"  the test's transaction: {query}" for query in self.transaction.last_statements()
-        ]
-        with suppress(HarnessError), self._explained():  # the end of the test will tell
-            assert self._connection is not None
-            lines += databases.describe_sessions(self._connection, self.environment.database)
-        return "\n".join(lines)
-
-    def before_call(self, *, spares: int) -> None:
-        """A test is about to run. It, and those after it, will want so many fresh databases."""
-        if self._started:
-            self.worker.prefetch(spares)
-
-    def after_test(self, name: str, *, failed: bool) -> list[str]:
-        """Replace the database if the test touched it.
-
-        Returns:
-            Sessions that it left open, a line each.
-
-        Raises:
-            HarnessError: it can't be replaced.
-        """
-        if not self._started or self._dirty:
-            return []
-        known, self._touched = self._touched, None
-        with self._explained():
-            touched, empty = self.worker.touched() if known is None else (known, False)
-            if not touched:
-                return []
-            left = [] if empty else self.worker.settle()
-            self._dirty = True
-            old = self.worker.replace(keep=failed, empty=empty)
-            self._dirty = False
-        if failed:
-            self.summary.kept.append(f"{name}\n    python -m tests.harness psql {old}")
-        return left
+    def keep_connections(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
+        """Keep what the service opens on the session's event loop, until the returned is called."""
+        kept = self._kept
+        if kept is None:
+            return lambda: None
+        kept.watch(loop)
+        return lambda: loop.run_until_complete(kept.close())
 
     def stop(self) -> Summary:
         """Compare the database a last time, drop it, and leave the server."""
@@ -332,9 +206,10 @@ class Harness:
         if self._started:
             statistics = self.worker.statistics
             self.summary.clones, self.summary.replaced = statistics.clones, statistics.replaced
+            self.summary.put_back = statistics.put_back
             self.summary.seconds, self.summary.leaks = statistics.seconds, statistics.leaks
             if not self.lost:
-                steps.append(self._last_comparison)
+                steps += [self._last_comparison, self._last_look_at_server]
         if self._connection is not None:
             if self._started and not self._connection.closed:
                 steps.append(self._close_worker)
@@ -359,13 +234,157 @@ class Harness:
             self.summary.left.append(str(error))
 
     def _last_comparison(self) -> None:
-        from .golden import build as golden
-        from .golden import databases
-
-        with databases.connect(self.environment, self.environment.database) as inside:
-            wrong = golden.verify(inside, self.worker.golden)
-        if wrong:
+        if wrong := self.worker.verify():
             self.summary.problems.append(
                 f"{self.environment.worker}: the tests' database is not as the golden one any more, and no test was "
                 f"seen to change it: {'; '.join(wrong)}"
             )
+
+    def _last_look_at_server(self) -> None:
+        there = self.worker.on_the_server() if self._perhaps_left else set()
+        self.summary.left += [
+            f"left on the server, by {test} or by what ran beside it: {what}"
+            for what, test in self._perhaps_left.items()
+            if what in there
+        ]
+
+    # --- around a test ------------------------------------------------------------------------
+
+    def before_test(self, *, own_database: bool = False, spares: int = 0) -> None:
+        """Note where the log of Postgres ends, and make up for what could not be done before.
+
+        Args:
+            own_database: the test wants a database whose rows no test has touched.
+            spares: it, and the one after it, will want so many fresh databases.
+
+        Raises:
+            HarnessError: the database is still not one that a test may see.
+        """
+        if not self._started:
+            return
+        if self._server is not None:
+            self._log_begin = self._server.log_size()
+        if self._dirty or own_database:
+            with self._explained():
+                if self._dirty:
+                    self.worker.settle()
+                if own_database:
+                    self.worker.renew()
+            self._dirty = False
+            self._see()
+        if self._kept is not None:
+            self._kept.begin()
+        self.worker.prefetch(spares)
+
+    def after_test(self, name: str, *, failed: bool) -> list[str]:
+        """Put back what the test changed.
+
+        Args:
+            name: of the test.
+            failed: and so, what it stored is kept for the user.
+
+        Returns:
+            What it left, in paragraphs.
+
+        Raises:
+            HarnessError: the database can be neither put back nor replaced.
+        """
+        left, self._left = self._left, []
+        if not self._started or self._dirty or self._is_untouched():
+            return left
+        self._dirty = True
+        with self._explained():
+            found = self.worker.settle(keep=failed)
+        self._dirty = False
+        self._see()
+        if found.kept:
+            self.summary.kept.append(f"{name}\n    python -m tests.harness psql {found.kept}")
+        if found.sessions:
+            left.append("The test left database sessions open:\n" + "\n".join(found.sessions))
+        if found.others:
+            self._perhaps_left |= dict.fromkeys(found.shared, name)
+        elif found.shared:
+            left.append(
+                "The test left on the server, where nobody takes it away:\n"
+                + "\n".join(f"  {what}" for what in found.shared)
+            )
+        return left
+
+    def _is_untouched(self) -> bool:
+        """Whether nobody connected since the last look, which costs nothing to find out.
+
+        The embedded server logs each connection before it accepts it.
+        """
+        return (
+            self._server is not None
+            and self._server.log_size() == self._log_seen
+            and not (self._kept is not None and self._kept.used)
+            and not self.worker.has_open_sessions
+        )
+
+    def _see(self) -> None:
+        if self._server is not None:
+            self._log_seen = self._server.log_size()
+        if self._kept is not None:
+            self._kept.used = False
+
+    # --- around a fixture of a wider scope ------------------------------------------------------
+
+    @contextmanager
+    def around_fixture(self, name: str, finalizers: list[Callable[[], None]]) -> Iterator[None]:
+        """What the set-up of a fixture changes stays for its scope.
+
+        Args:
+            name: of the fixture.
+            finalizers: gets what is to be called after its tear-down.
+
+        Raises:
+            HarnessError: what it changes can't stay.
+        """
+        if not self._started:
+            yield
+            return
+        begun = not self._is_untouched()  # a test, in whose midst it is
+        with self._explained():
+            before = self.worker.look() if begun else None
+        stored: list[Stored] = []
+        finalizers.append(lambda: self._after_fixture(*stored))
+        yield
+        if self._is_untouched():
+            return
+        with self._explained():
+            stored.append(self.worker.push(name, before))
+        if not begun:
+            self._see()
+
+    def _after_fixture(self, stored: Stored | None = None) -> None:
+        """Undo what a wider fixture stored, and what its tear-down did."""
+        if not self._started or (not stored and (self._dirty or self._is_untouched())):
+            return
+        with self._explained():
+            sessions = self.worker.pop(stored) if stored else self.worker.settle().sessions
+        self._see()
+        if sessions:
+            self._left.append("A fixture left database sessions open:\n" + "\n".join(sessions))
+
+    # --- for the report of a test that failed ---------------------------------------------------
+
+    def log_of_test(self) -> str:
+        """What the embedded Postgres logged since the test began."""
+        return self._server.log_since(self._log_begin) if self._server is not None else ""
+
+    def explain(self, failure: str) -> str:
+        """Who holds the server's connections, if a test failed because there was none left."""
+        if not self._started:
+            return ""
+        from .golden import databases
+
+        return databases.holders(self.environment) if databases.FULL.search(failure) else ""
+
+    def sessions_of_test(self) -> str:
+        """What is open in the tests' database, what it did last, and for whom it waits."""
+        if not self._started or self.lost:
+            return ""
+        with suppress(HarnessError), self._explained():  # the end of the test will tell
+            return "\n".join(self.worker.describe_open_sessions())
+        return ""

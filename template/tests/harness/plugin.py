@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import nullcontext
-from dataclasses import asdict
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from . import environment
-from .checks import failure, integrity, tasks
-from .checks.offline import UnitTestConnectedError, attempted, install, offline
+from .checks import failure, integrity, tasks, uncommitted
 from .errors import HarnessError
 from .harness import Harness, Summary
 from .recipe import Recipe
 from .servers import guard
 
-pytest_plugins = [f"{__package__}.fixtures"]
+pytest_plugins = [
+    f"{__package__}.{name}" for name in ("checks.offline", "checks.read_only", "fixtures")
+]
 
 HARNESS = pytest.StashKey[Harness]()
-_FAILED = pytest.StashKey[bool]()
+
+
+@dataclass
+class Attempt:
+    """One run of a test; plugins run some several times, and each is judged alone.
+
+    Attributes:
+        session: that of its `db_session`.
+        failed: whether a part of it has failed so far.
+        ending: whether its own fixtures are gone, or about to go.
+        left: what it left behind, in paragraphs.
+        problems: what the harness could not do, in paragraphs.
+    """
+
+    session: Any = None
+    failed: bool = False
+    ending: bool = False
+    left: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+ATTEMPT = pytest.StashKey[Attempt]()
+_CURRENT = pytest.StashKey[pytest.Item]()
 _NEEDS_DATABASE = pytest.StashKey[bool]()
-_SPARES = pytest.StashKey[int]()
 _TOTAL = pytest.StashKey[Summary]()
 
 _MARKERS = (
     "unit: pure logic; reaching for Postgres or Redis is an error, and no server is started",
     "integration: uses the database, Redis or the whole service",
-    "own_database: commits are real; the database is replaced after the test, and kept when it fails",
+    "own_database: a database whose rows no test has touched, for a test that changes the schema and the like",
     "llm: asks a real language model; runs only where one is configured",
     "allow_leaks(reason): sessions and tasks that the test leaves open are no error",
 )
@@ -54,14 +76,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    if config.option.setuponly:  # shows the fixtures of each test, which takes no server
+        config.option.setupplan = True
     for marker in _MARKERS:
         config.addinivalue_line("markers", marker)
+    if not hasattr(environment, "current"):
+        raise pytest.UsageError(
+            "tests/__init__.py is missing, or does not call prepare() of tests.harness.environment, "
+            "so nothing points the service at its tests' database: see docs/testing.md."
+        )
     try:
         guard.check_url(environment.current)
     except HarnessError as error:
         raise pytest.UsageError(str(error)) from None
-    install(environment.current)
     config.stash[HARNESS] = Harness(
         environment.current, lambda: _recipe(config), lambda line: _say(config, line)
     )
@@ -95,23 +124,9 @@ def _say(config: pytest.Config, line: str) -> None:
         reporter.write_line(line)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let db_session be the first fixture of a test, and so the last to go.
-
-    What other fixtures do to the database, at either end, is rolled back with the rest.
-    """
-    for item in items:
-        names: list[str] = getattr(item, "fixturenames", [])
-        if "db_session" in names:
-            names.remove("db_session")
-            first = next((i for i, name in enumerate(names) if _is_function_scoped(item, name)), 0)
-            names.insert(first, "db_session")
-
-
-def _is_function_scoped(item: pytest.Item, name: str) -> bool:
-    definitions = item._fixtureinfo.name2fixturedefs.get(name)  # type: ignore[attr-defined]
-    return definitions is None or definitions[-1].scope == "function"
+def attempt(item: pytest.Item) -> Attempt:
+    """The present run of a test. Another plugin may have failed it before ours saw it."""
+    return item.stash.setdefault(ATTEMPT, Attempt())
 
 
 def needs_database(item: pytest.Item) -> bool:
@@ -122,68 +137,62 @@ def needs_database(item: pytest.Item) -> bool:
     return known
 
 
-def failed(item: pytest.Item) -> bool:
-    """Whether a part of the test has failed so far."""
-    return item.stash.get(_FAILED, False)
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Start where the first lines can still tell of it. What fails here fails the first test.
 
-
-def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
-    """Start where the header can still tell of it. What fails here fails the first test."""
-    if config.option.collectonly or not any(needs_database(item) for item in items):
-        return []
-    harness = config.stash[HARNESS]
-    try:
-        harness.start()
-    except Exception:
-        return []
-    return harness.header
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(
-    item: pytest.Item, nextitem: pytest.Item | None
-) -> Generator[None, object, object]:
-    item.stash[_SPARES] = sum(_keeps_changes(i) for i in (item, nextitem) if i is not None)
-    with nullcontext() if needs_database(item) else offline():
-        return (yield)
-
-
-def _keeps_changes(item: pytest.Item) -> bool:
-    """Whether a test is likely to want its database replaced: any that is not rolled back."""
-    if not needs_database(item):
-        return False
-    rolled_back = "db_session" in getattr(item, "fixturenames", ())
-    return not rolled_back or item.get_closest_marker("own_database") is not None
+    Commands that only show something come here without tests, or not at all.
+    """
+    options = session.config.option
+    if options.collectonly or options.setupplan or session.testsfailed:
+        return
+    harness = session.config.stash[HARNESS]
+    if any(needs_database(item) for item in session.items):
+        with suppress(Exception):
+            harness.start()
+        for line in harness.header:
+            _say(session.config, line)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.config.stash[_CURRENT] = item
+    item.stash[ATTEMPT] = Attempt()
+    uncommitted.begin()
     if needs_database(item):
+        own = item.get_closest_marker("own_database") is not None
         try:
-            item.config.stash[HARNESS].before_test()
+            item.config.stash[HARNESS].before_test(own_database=own, spares=int(own))
         except HarnessError as error:
             item.session.shouldfail = "there is no fresh database for the tests"
             pytest.fail(str(error), pytrace=False)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    if needs_database(item):
-        item.config.stash[HARNESS].before_call(spares=item.stash[_SPARES])
-        tasks.watch(item)
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    """What a fixture of a wider scope than the test stores stays for its scope."""
+    if fixturedef.scope == "function":
         return (yield)
-    tasks.watch(item)
-    try:
+    after: list[Callable[[], None]] = []
+    fixturedef.addfinalizer(lambda: [step() for step in after])  # the last of them
+    with request.config.stash[HARNESS].around_fixture(fixturedef.argname, after):
         result = yield
-    except UnitTestConnectedError:
-        raise
-    except (Exception, pytest.fail.Exception, pytest.skip.Exception) as error:
-        if attempted():
-            raise UnitTestConnectedError from error
-        raise
-    if attempted():  # and the code under test made the best of it
-        raise UnitTestConnectedError
+    fixturedef.addfinalizer(lambda: _settle_before_fixture(request.config))  # the first
     return result
+
+
+def _settle_before_fixture(config: pytest.Config) -> None:
+    """The test's own fixtures are gone, those of wider scopes are about to go: now is its end."""
+    item = config.stash.get(_CURRENT, None)
+    if item is not None and attempt(item).ending:
+        _settle(item)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    tasks.watch(item)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -193,13 +202,17 @@ def pytest_runtest_makereport(
     report = yield
     harness = item.config.stash[HARNESS]
     if report.failed:
-        item.stash[_FAILED] = True
+        attempt(item).failed = True
         if needs_database(item) and (log := harness.log_of_test()):
             report.sections.append((f"Postgres log {report.when}", log))
         if needs_database(item) and (holders := harness.explain(report.longreprtext)):
             report.sections.append((f"Postgres connections {report.when}", holders))
-        if report.when == "call" and needs_database(item) and (open_ := harness.sessions_of_test()):
-            report.sections.append(("Postgres sessions", open_))
+        if report.when == "call" and needs_database(item):
+            if open_ := harness.sessions_of_test():
+                report.sections.append(("Postgres sessions", open_))
+            if lost := uncommitted.found(attempt(item).session):
+                told = "Nobody else could see this. What a test arranges, it commits:"
+                report.sections.append(("Not committed", "\n".join([told, *lost])))
     if harness.header and hasattr(item.config, "workerinput"):
         report.__dict__["harness_header"] = list(harness.header)
         harness.header.clear()
@@ -228,26 +241,36 @@ def pytest_runtest_teardown(
 ) -> Generator[None, object, object]:
     """After the test's own fixtures: whatever it left goes."""
     tasks.watch_teardown(item, nextitem)
+    current = attempt(item)
+    current.ending = True
     try:
         result = yield
     finally:
-        problems, leaks = [], []
-        if left := tasks.left(item):
-            leaks.append("The test left asyncio tasks running, now cancelled:\n" + "\n".join(left))
-        if needs_database(item):
-            harness = item.config.stash[HARNESS]
-            try:
-                if sessions := harness.after_test(item.nodeid, failed=failed(item)):
-                    leaks.append("The test left database sessions open:\n" + "\n".join(sessions))
-            except HarnessError as error:
-                problems.append(str(error))
-            if harness.lost:
-                item.session.shouldfail = "the tests' database server failed"
+        _settle(item)
+        current.ending = False
+        problems = current.problems
         if item.get_closest_marker("allow_leaks") is None:
-            problems = leaks + problems
+            problems = current.left + problems
         if problems:
             pytest.fail("\n\n".join(problems), pytrace=False)
     return result
+
+
+def _settle(item: pytest.Item) -> None:
+    """Put back what a test changed, and note what it left."""
+    current = attempt(item)
+    if found := tasks.left(item):
+        current.left.append(
+            "The test left asyncio tasks running, now cancelled:\n" + "\n".join(found)
+        )
+    if needs_database(item):
+        harness = item.config.stash[HARNESS]
+        try:
+            current.left += harness.after_test(item.nodeid, failed=current.failed)
+        except HarnessError as error:
+            current.problems.append(str(error))
+        if harness.lost:
+            item.session.shouldfail = "the tests' database server failed"
 
 
 @pytest.hookimpl(trylast=True)
@@ -281,6 +304,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(problem, red=True)
     if total.clones:
         terminalreporter.write_line(
-            f"databases: {total.clones} clones, {total.replaced} replaced in {total.seconds:.2f} s, "
-            f"{total.leaks or 'no'} leaked sessions"
+            f"databases: {total.put_back} put back, {total.replaced} replaced in {total.seconds:.2f} s, "
+            f"{total.clones} clones, {total.leaks or 'no'} leaked sessions"
         )

@@ -26,10 +26,8 @@ class Recipe:
     must not pay for them.
 
     Attributes:
-        engine: the service's `AsyncEngine`, or a function that returns it, the same at each call.
-            While a test uses `db_session`, its connections are the test's one transaction. Its
-            driver is asyncpg, and it must use `NullPool` in tests.
-        session: the service's `async_sessionmaker`, or a function that returns it.
+        session: what makes a session of the service for `db_session`: a sessionmaker of any kind, or a
+            function that returns one or a session. None where no test asks for it.
         metadata: the `MetaData` for `create_all`, or None when `commands` make the schema, for
             example by `alembic upgrade head`.
         extensions: `CREATE EXTENSION IF NOT EXISTS`, in this order, before the schema.
@@ -40,11 +38,12 @@ class Recipe:
             holds. A change in one of them rebuilds it; the models' DDL always counts.
         seeded: tables that must have rows when the commands are done.
         timeout: seconds that one command may take.
+        engine: not used any more. Recipes of version 1 name it.
     """
 
-    engine: str
-    session: str
     metadata: str | None
+    session: str | None = None
+    engine: str | None = None
     extensions: Sequence[str] = ()
     commands: Sequence[Sequence[str] | Together] = ()
     sources: Sequence[str] = ()

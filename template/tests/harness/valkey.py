@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from . import environment
+from .checks import versions
 from .checks.offline import offline
 from .errors import HarnessError
 from .plugin import needs_database
@@ -55,6 +56,7 @@ def redis_server(request: pytest.FixtureRequest) -> Iterator[RedisServer | None]
     failure = ""
     with offline(False):
         try:
+            versions.check_installed(versions.REDIS)
             server.start()
         except HarnessError as error:
             failure = str(error)

@@ -19,25 +19,31 @@ Id = Annotated[int, Path(ge=1, le=MAX_ID)]
 # engines of regular expressions don't agree on white space.
 VISIBLE = r"^[^\x00]*[^\s\x00-\x20\x7f-\xa0][^\x00]*$"
 
+# What text is laid out by, and what it is cut by: a name with these looks like another, or becomes a
+# header of its own.
+UNSEEN = r"\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+
 Name = Annotated[
     str,
     StringConstraints(
         strip_whitespace=True,
         min_length=1,
         max_length=200,
-        pattern=VISIBLE,
+        pattern=rf"^[^{UNSEEN}]*[^\s{UNSEEN}\xa0][^{UNSEEN}]*$",
     ),
 ]
 
-# Only a message that arrives proves an address, so this just keeps out what can't be one. Visible
-# ASCII (domains of other alphabets have such a form), stored in lower case, so that each address
-# has one spelling.
+# Only a message that arrives proves an address, so this just keeps out what can't be one: words of
+# RFC 5322 with dots between, at a domain with a dot. Domains of other alphabets have such a form.
+# Stored in lower case, so that each address has one spelling.
+WORD = "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 Email = Annotated[
     str,
     StringConstraints(
         to_lower=True,
         max_length=254,
-        pattern=r"^[!-?A-~]+@[!-?A-~]+\.[!-?A-~]+$",
+        pattern=rf"^{WORD}(?:\.{WORD})*@(?:{LABEL}\.)+{LABEL}$",
     ),
 ]
 

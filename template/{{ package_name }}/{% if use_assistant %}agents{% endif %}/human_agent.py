@@ -76,12 +76,12 @@ class HumanAgent:
         Raises:
             NonCompliantReply: the answer breaks a rule; nothing is changed.
             NotFound: there is no such escalation.
-            Conflict: it is resolved, or somebody is resolving it.
+            Conflict: it is resolved, somebody is resolving it, or it is assigned to another.
         """
         checked = await ComplianceCheckerAgent(self.config).process({"content": resolution})
         if not checked.metadata["is_compliant"]:
             raise NonCompliantReply(checked.metadata["issues"])
-        escalation = await self.conversations.claim_escalation(escalation_id)
+        escalation = await self.conversations.claim_escalation(escalation_id, resolved_by)
         await self.conversations.resolve_escalation(
             escalation, resolution=resolution, resolved_by=resolved_by, reply=checked.content
         )

@@ -21,14 +21,17 @@ from ..database import AsyncSessionLocal
 from ..exceptions import Unavailable
 from ..models import Escalation, Message
 from ..models.message import Role
-from ..services.conversations import Conflict, ConversationService
-from .state import Decision, Result, State, Tools
+from ..services.conversations import Conflict, ConversationService, InProgress
+from .state import Decision, Recovered, Result, State, Tools
 
 if TYPE_CHECKING:
     from .checkpointer import Pool
     from .runs import Runs
 
 logger = structlog.get_logger(__name__)
+
+# So long a message without an answer may be in work; after that its process has died.
+IN_WORK = timedelta(minutes=1)
 
 
 class AgentCoordinator:
@@ -55,6 +58,11 @@ class AgentCoordinator:
         self._pool_size = pool_size
         self._pool: Pool | None = None
 
+    async def warm_up(self) -> None:
+        """Import LangGraph, so that the first message need not wait for it."""
+        await asyncio.to_thread(_import_langgraph)
+        logger.info("the assistant is warm")
+
     async def aclose(self) -> None:
         """Close the pool, if one was opened."""
         if self._pool is not None:
@@ -62,7 +70,12 @@ class AgentCoordinator:
             await pool.close()
 
     async def process_message(
-        self, *, message: str, customer_id: int, conversation_id: int | None = None
+        self,
+        *,
+        message: str,
+        customer_id: int,
+        conversation_id: int | None = None,
+        request_key: str | None = None,
     ) -> Result:
         """Answer a message, or pause until a human does.
 
@@ -70,7 +83,13 @@ class AgentCoordinator:
         are recorded for them and not answered by the machine. A message that is sent again because
         the process that had it died is taken up where that stopped, and not recorded twice.
 
+        Args:
+            request_key: what its sender knows the message by. Sent again with the same key in the
+                same conversation, it is recorded once and gets the answer that it got.
+
         Raises:
+            KeyReused: another message was sent with this key.
+            InProgress: the same message came a moment ago, and is being answered.
             ValueError: the message is empty, too long, or nothing that Postgres can store.
             NotFound: there is no such customer, or the conversation is another customer's.
             Unavailable: the database can't be reached.
@@ -83,17 +102,22 @@ class AgentCoordinator:
             service = ConversationService(session)
             conversation = await service.open_conversation(customer_id, conversation_id)
             waiting = await service.unresolved_escalation(conversation.id)
-            asked = await service.repeated(conversation.id, message)
-            if asked is None:
-                asked = await service.add_message(conversation.id, message)
+            if request_key is None:
+                asked = await service.repeated(conversation.id, message)
+                asked = asked or await service.add_message(conversation.id, message)
+            else:
+                asked, new = await service.add_message_once(conversation.id, message, request_key)
+                if not new and (known := await _known(service, asked)):
+                    return known
         if waiting is not None:
             return _paused(asked, waiting.id, waiting.reason)
         return await self._answer(asked)
 
-    async def recover(self, older_than: timedelta = timedelta(minutes=5)) -> list[Result]:
+    async def recover(self, older_than: timedelta = timedelta(minutes=5)) -> Recovered:
         """Take up the messages that nobody answered, because the process that had them died.
 
-        Checkpoints of those that were answered, and that it died before it deleted, are deleted.
+        Each on its own: one that can't be answered is logged, and does not keep those behind it from
+        it. Checkpoints of those that were answered, and that it died before it deleted, are deleted.
 
         Args:
             older_than: how old they must be: younger ones may be in work.
@@ -104,9 +128,15 @@ class AgentCoordinator:
         async with self._tools.sessions() as session:
             until = datetime.now(UTC) - older_than
             messages = await ConversationService(session).unanswered(until)
-        results = [await self._answer(message) for message in messages]
+        results, failed = [], []
+        for message in messages:
+            try:
+                results.append(await self._answer(message))
+            except Exception:
+                logger.exception("message not taken up", message_id=message.id)
+                failed.append(message.id)
         await self._forget_answered()
-        return results
+        return Recovered(results, failed)
 
     async def _answer(self, asked: Message) -> Result:
         thread_id = f"message-{asked.id}"
@@ -145,7 +175,8 @@ class AgentCoordinator:
         Raises:
             NonCompliantReply: the answer breaks a rule; nothing is changed.
             NotFound: there is no such escalation.
-            Conflict: it is resolved, or somebody is resolving it, or an earlier decision stood.
+            Conflict: it is resolved, somebody is resolving it, it is assigned to another, or an
+                earlier decision stood.
             Unavailable: the database can't be reached.
         """
         decision = Decision(resolution=resolution, resolved_by=resolved_by)
@@ -156,7 +187,7 @@ class AgentCoordinator:
 
         async with self._tools.sessions() as session, session.begin():
             service = ConversationService(session)
-            escalation = await service.claim_escalation(escalation_id)
+            escalation = await service.claim_escalation(escalation_id, resolved_by)
             state = await self._decide(escalation, decision)
             if "decision" not in state:
                 # No run waits: a human opened the escalation, or the checkpoints are lost.
@@ -224,6 +255,27 @@ def _import_langgraph() -> tuple[ModuleType, ModuleType]:
     from . import checkpointer, runs  # noqa: PLC0415
 
     return runs, checkpointer
+
+
+async def _known(service: ConversationService, asked: Message) -> Result | None:
+    """The answer that a message got before; None if its process died before it gave one."""
+    found = await service.answer_to(asked)
+    if isinstance(found, Escalation):
+        return _paused(asked, found.id, found.reason)
+    if found is None:
+        if datetime.now(UTC) - asked.created_at < IN_WORK:
+            raise InProgress("The message is being answered.")
+        return None
+    return Result(
+        status="completed",
+        agent="knowledge_agent",
+        content=found.content,
+        metadata={
+            "conversation_id": asked.conversation_id,
+            "message_id": asked.id,
+            "reply_id": found.id,
+        },
+    )
 
 
 def _paused(asked: Message, escalation_id: int, reason: str) -> Result:

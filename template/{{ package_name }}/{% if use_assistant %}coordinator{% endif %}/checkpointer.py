@@ -24,6 +24,7 @@ _LOCK_PATIENCE = 60.0
 def _arguments() -> dict[str, Any]:
     return psycopg_arguments(settings.database_url) | {
         "application_name": "checkpointer",
+        "client_encoding": "UTF8",  # asyncpg asks for it, too
         "connect_timeout": max(2, round(settings.database_connect_timeout)),  # libpq's least is 2
         # As the checkpointer needs them. Prepared statements don't pass transaction poolers.
         "autocommit": True,

@@ -1,5 +1,6 @@
 """The coordinator of a running service."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,14 +12,22 @@ from .agent_coordinator import AgentCoordinator
 
 @asynccontextmanager
 async def coordinator_lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Keep one coordinator in `app.state`; nothing is imported or connected before its first call."""
-    # In tests each connection is closed after use, as the engine's are.
-    pool_size = 0 if settings.environment == "test" else settings.database_pool_size
-    app.state.coordinator = AgentCoordinator(pool_size=pool_size)
+    """Keep one coordinator in `app.state`; it connects at its first call.
+
+    LangGraph takes seconds to import. That is done in the background, once the service has started:
+    neither the start nor the first message waits for it.
+    """
+    # In tests each connection is closed after use, as the engine's are, and most do without LangGraph.
+    testing = settings.environment == "test"
+    pool_size = 0 if testing else settings.database_pool_size
+    coordinator = app.state.coordinator = AgentCoordinator(pool_size=pool_size)
+    warming = None if testing else asyncio.create_task(coordinator.warm_up())
     try:
         yield
     finally:
-        await app.state.coordinator.aclose()
+        if warming is not None:
+            await asyncio.wait([warming])
+        await coordinator.aclose()
         del app.state.coordinator
 
 

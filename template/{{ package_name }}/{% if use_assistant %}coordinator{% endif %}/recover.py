@@ -5,15 +5,19 @@ not send it twice. It may run anywhere, and at the same time as the service.
 """
 
 import asyncio
+import sys
 
 from .agent_coordinator import AgentCoordinator
 
 
-async def main() -> None:
-    """Answer what can be answered, hand the rest to humans."""
-    results = await AgentCoordinator().recover()
+async def main() -> int:
+    """Answer what can be answered, hand the rest to humans. Returns the exit status."""
+    results, failed = await AgentCoordinator().recover()
     print(f"messages taken up: {len(results)}")
+    if failed:
+        print(f"failed, see the log: {', '.join(map(str, failed))}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    sys.exit(asyncio.run(main()))

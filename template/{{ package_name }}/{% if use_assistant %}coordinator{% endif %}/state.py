@@ -1,7 +1,7 @@
 """What the workflow remembers, what it is given, and what it gives back."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
@@ -62,3 +62,10 @@ class Result(TypedDict):
     agent: str
     content: str
     metadata: dict[str, Any]
+
+
+class Recovered(NamedTuple):
+    """What became of the messages that were taken up: the answers, and the ids of those without."""
+
+    results: list[Result]
+    failed: list[int]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from ..environment import Environment
+from ..environment import Environment, private, write
 from ..errors import HarnessError
 
 
@@ -22,8 +22,9 @@ def recall(environment: Environment) -> None:
 def note(environment: Environment, error: HarnessError) -> None:
     """Let the run's other workers know."""
     with suppress(OSError):  # they find out by themselves
-        _note(environment).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _note(environment).write_text(str(error), encoding="utf-8")
+        write(
+            private(environment.home) / _note(environment).name, str(error).encode(errors="replace")
+        )
 
 
 def forget(environment: Environment) -> None:

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 _LEFT = pytest.StashKey["set[asyncio.Task[Any]]"]()
-_RUNNING = pytest.StashKey["dict[asyncio.Task[Any], str]"]()
+_TEST = pytest.StashKey[Any]()
+_RUNNING = pytest.StashKey["dict[asyncio.Task[Any], str] | None"]()
 
 
 def watch(item: pytest.Item) -> None:
     """Before a test is called: note which tasks it begins and does not end."""
-    test = getattr(item, "obj", None)
+    item.stash[_LEFT], item.stash[_RUNNING] = set(), None  # of an attempt before this one
+    test = item.stash.setdefault(_TEST, getattr(item, "obj", None))
     if inspect.iscoroutinefunction(test):
         item.obj = _watched(item, test)  # type: ignore[attr-defined]
 
@@ -56,9 +58,9 @@ def _note(item: pytest.Item) -> None:
 
 def left(item: pytest.Item) -> list[str]:
     """After the test and its fixtures: cancel what still runs. Returns a line for each task."""
-    if _RUNNING not in item.stash:
+    if item.stash.get(_RUNNING, None) is None:
         _note(item)
-    running = item.stash[_RUNNING]
+    running = item.stash[_RUNNING] or {}
     for task in running:
         if not task.get_loop().is_closed():
             task.cancel()

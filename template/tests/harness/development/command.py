@@ -19,6 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ..environment import ROOT
 from ..errors import HarnessError
+from ..servers import urls
 from . import database
 from .place import DEV, Place, given
 from .postgres import DevelopmentServer
@@ -39,7 +40,6 @@ def main() -> int:
         help="the service, on servers that keep their data in .dev/; its own arguments follow --",
     )
     run.add_argument("--redis", action="store_true", help="it needs a Redis")
-    run.add_argument("--secret", action="append", default=[], help="a variable that is made once")
     run.add_argument(
         "--account",
         action="append",
@@ -76,7 +76,7 @@ def _run(options: argparse.Namespace) -> int:
         # Before anything is started, so that it is told at once.
         own_database, own_redis = _check_database(), options.redis and _check_redis()
         lines = [line for line in (own_database, own_redis) if line]
-        variables = {name: place.secret(name) for name in options.secret if not given(name)}
+        variables: dict[str, str] = {}
         if options.redis and not own_redis:
             variables["REDIS_URL"] = url = _start_valkey(place, stack)
             lines.append(f"redis       {url}")
@@ -184,8 +184,8 @@ def _unusable(what: str, variable: str, where: str, why: str) -> HarnessError:
 
 def _for_libpq(url: str) -> str:
     """SQLAlchemy's URL of a Postgres, as libpq takes it."""
-    url = re.sub(_POSTGRES, "postgresql://", url)
-    return url.replace("?ssl=", "?sslmode=").replace("&ssl=", "&sslmode=")
+    url, _, query = re.sub(_POSTGRES, "postgresql://", url).partition("?")
+    return f"{url}?{urls.for_libpq(query)}"
 
 
 def _psql(options: argparse.Namespace) -> int:

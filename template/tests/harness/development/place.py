@@ -2,13 +2,13 @@
 
     .dev/
       lock          held while `make run` runs
-      secrets.json  passwords and the service's secret, made once
+      secrets.json  passwords, made once
       env           what `make run` gave the service, for commands beside it
       postgres/     the data, and the server's log
       valkey/       the data
       uvicorn       the number of its process
 
-The folder and all in it are their owner's alone.
+In it the service itself keeps what it needs in development alone. The folder is its owner's alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from ..environment import ROOT
+from ..environment import ROOT, spellings
 from ..errors import HarnessError
 from ..servers.locks import FileLock
 
@@ -112,14 +112,11 @@ def sync(folder: Path) -> None:
 
 
 def given(variable: str) -> tuple[str, str] | None:
-    """The value that the user has set for a variable of the service, and where; None if not set.
-
-    Names count in upper or lower case, as pydantic-settings takes them.
-    """
+    """The value that the user has set for a variable of the service, and where; None if not set."""
     from dotenv import dotenv_values
 
     for values, where in ((os.environ, "the environment"), (dotenv_values(ROOT / ".env"), ".env")):
-        for name, value in values.items():
-            if name.upper() == variable and value:
+        for name in reversed(spellings(variable, values)):
+            if value := values[name]:
                 return value, where
     return None

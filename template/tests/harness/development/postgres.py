@@ -20,7 +20,9 @@ from psycopg.conninfo import make_conninfo
 
 from .. import environment
 from ..errors import HarnessError
-from ..servers.postgres import EmbeddedServer, binaries, command_line
+from ..servers import user
+from ..servers.binaries import binaries
+from ..servers.postgres import EmbeddedServer, command_line
 from .place import sync
 from .processes import HOST, TRIES, first_port, is_free
 
@@ -79,11 +81,12 @@ class DevelopmentServer(EmbeddedServer):
         return psycopg.connect(self.conninfo(database), connect_timeout=10, autocommit=True)
 
     def binaries(self) -> Path:
-        if os.geteuid() != 0:
+        if not user.arguments():
             return binaries(self.home)
-        # The server of root runs as another user, who may not be able to read the package: a copy
-        # lies where those of the tests do, and is theirs to remove once nobody uses it.
-        self._copy = EmbeddedServer(environment.bases()[0] / f"{self._key}-run")
+        # Its user may be able neither to read the package nor to enter the project: a copy lies
+        # where those of the tests do, and is theirs to remove once nobody uses it.
+        name = "-".join((self._key, *environment.realm(), "run"))
+        self._copy = EmbeddedServer(environment.bases()[0] / name)
         self._copy._make_home()
         self._copy._users.acquire(shared=True)
         return binaries(self._copy.home)
@@ -121,7 +124,7 @@ class DevelopmentServer(EmbeddedServer):
         return self._server_pid() is not None and super()._answers()
 
     def _make_home(self) -> None:
-        self.home.mkdir(mode=0o700, exist_ok=True)
+        environment.private(self.home)
 
     def _is_current(self, version: str) -> bool:
         return self._major() == version.partition(".")[0]
@@ -129,10 +132,10 @@ class DevelopmentServer(EmbeddedServer):
     def _major(self) -> str:
         return (self.data / "PG_VERSION").read_text(encoding="ascii").strip()
 
-    def _reached(self, folder: Path) -> tuple[str, Path]:
-        if os.geteuid() == 0 and sys.platform == "linux":
+    def _reached(self, folder: Path) -> tuple[Path, Path]:
+        if user.arguments() and sys.platform == "linux":
             # Its user may not be able to enter the project: it is put into the folder instead.
-            return "/proc/self/cwd", folder
+            return Path("/proc/self/cwd"), folder
         return super()._reached(folder)
 
     def _listens(self) -> dict[str, str]:

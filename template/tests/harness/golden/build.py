@@ -275,10 +275,11 @@ def _run(
 @contextmanager
 def _group() -> Iterator[int]:
     """The number of a process group that ends with this block, or with us, whatever ends us."""
-    # Its first process waits for our end of a pipe to close. It is there before the commands, which
-    # join the group before they hold no copy of that end.
+    # Its first process waits for our end of a pipe to close, by what the shell can do itself: PATH may
+    # be anything. It is there before the commands, which join the group before they hold no copy of
+    # that end.
     with subprocess.Popen(
-        ["/bin/sh", "-c", "cat; kill -9 0"],
+        ["/bin/sh", "-c", "read nothing; kill -9 0"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -6,6 +6,7 @@
     app_s_<run>_<worker>_<n>          spare clone that waits to become the worker's database
     app_d_<run>_<worker>_<n>          dirty, about to be dropped
     app_k_<run>_<worker>_<n>          kept for the user: a test failed on it
+    app_t_<run>_<worker>_<n>          what a wider fixture stored, for the tests of its scope
 
 A database is ours when its name matches exactly, our role owns it and it carries `MARK`. Nothing
 else is ever renamed, written or dropped.
@@ -17,10 +18,11 @@ more.
 
 from __future__ import annotations
 
+import json
 import re
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +33,7 @@ from psycopg import sql
 
 from ..environment import Environment
 from ..errors import HarnessError
+from ..waiting import polls
 
 MAINTENANCE = "postgres"
 """Advisory locks are per database: all processes of the harness take theirs in this one."""
@@ -44,10 +47,11 @@ _INVALID = -2  # datconnlimit after an interrupted DROP DATABASE
 
 _RUN_LOCK = 0x61707001  # class of the advisory locks: "app" and a number
 _BUILD_LOCK = 0x61707002
+_KEEP_LOCK = 0x61707010  # and what follows
 
 _GOLDEN = r"app_g_[0-9a-f]{16}"
 _OF_A_RUN = (
-    r"app_(?:b_[0-9a-f]{16}_([0-9a-f]{8})_[0-9a-f]{8}|[wsdk]_([0-9a-f]{8})_[a-z0-9]+(?:_[0-9]+)?)"
+    r"app_(?:b_[0-9a-f]{16}_([0-9a-f]{8})_[0-9a-f]{8}|[wsdkt]_([0-9a-f]{8})_[a-z0-9]+(?:_[0-9]+)?)"
 )
 
 _PATIENCE = 120.0  # seconds that a statement of the harness's own may take
@@ -56,18 +60,29 @@ _PATIENCE = 120.0  # seconds that a statement of the harness's own may take
 class Connection(psycopg.Connection[tuple[Any, ...]]):
     """A connection that does not wait for ever: a server that is stopped never answers."""
 
-    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
-        begun = time.monotonic()
+    def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            return super().wait(gen, interval, _PATIENCE if timeout is None else timeout)
-        except psycopg.OperationalError as error:
-            if timeout is not None or time.monotonic() - begun < _PATIENCE:
-                raise
+            return super().wait(_impatient(gen), *args, **kwargs)
+        except TimeoutError as error:
             self.pgconn.finish()  # in the middle of an answer: of no use any more
-            raise psycopg.OperationalError(
-                f"the server does not answer any more: waited {_PATIENCE:.0f} s. Is its process stopped, or does "
-                "something hold a lock that the harness needs?"
-            ) from error
+            raise psycopg.OperationalError(str(error)) from None
+
+
+def _impatient(gen: Any) -> Generator[Any, Any, Any]:
+    """The same generator, until our patience is at an end: psycopg resumes it ten times a second."""
+    deadline = time.monotonic() + _PATIENCE
+    try:
+        waits_for = next(gen)
+        while True:
+            ready = yield waits_for
+            if not ready and time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"the server does not answer any more: waited {_PATIENCE:.0f} s. Is its process stopped, or "
+                    "does something hold a lock that the harness needs?"
+                )
+            waits_for = gen.send(ready)
+    except StopIteration as end:
+        return end.value
 
 
 @dataclass(frozen=True)
@@ -95,6 +110,22 @@ class Database:
 APPLICATION = "tests.harness"
 """Begin of the `application_name` of the harness's own connections."""
 
+# What a server, a role or the shell may have set otherwise. Each value has one text, wherever it is read.
+_SETTINGS = {
+    "TimeZone": "UTC",
+    "DateStyle": "ISO, YMD",
+    "IntervalStyle": "postgres",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+    "standard_conforming_strings": "on",
+    "default_transaction_isolation": "read committed",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+    "transaction_timeout": "0",
+}
+
 FULL = re.compile("too many (?:clients|connections)|connection slots")
 """What a server says when all its connections are taken."""
 
@@ -104,39 +135,53 @@ _opened: weakref.WeakSet[Connection] = weakref.WeakSet()
 """This process's connections: one of them can tell who holds all the others."""
 
 
-def connect(environment: Environment, database: str = MAINTENANCE) -> Connection:
+def connect(
+    environment: Environment, database: str = MAINTENANCE, *, patience: float = _FULL_SECONDS
+) -> Connection:
     """An autocommit connection to a database of the tests' server.
 
-    Where all connections are taken, waits for one.
+    Args:
+        environment: of this process.
+        database: its name.
+        patience: seconds to wait for a connection, where all are taken.
 
     Raises:
         HarnessError: the server can't be reached, or refuses.
     """
     name = f"{APPLICATION} {environment.run} {environment.worker}"
-    deadline = time.monotonic() + _FULL_SECONDS
-    while True:
+    for waited in polls(patience, 0.1):
         try:
             connection = Connection.connect(
                 environment.conninfo(database),
                 autocommit=True,
                 connect_timeout=3,
                 application_name=name,
+                client_encoding="UTF8",  # of SQL_ASCII, psycopg makes bytes
                 prepare_threshold=None,  # after each DDL, psycopg would have to forget them
+            )
+            # Those that this version of Postgres has.
+            connection.execute(
+                """
+                SELECT set_config(name, value, false)
+                FROM jsonb_each_text(%s::jsonb) AS wanted(name, value)
+                WHERE current_setting(name, true) IS NOT NULL
+                """,
+                (json.dumps(_SETTINGS),),
             )
         except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
             full = FULL.search(str(error))
-            if full and time.monotonic() < deadline:
-                time.sleep(0.1)
+            if full and waited < patience:
                 continue
             reason = _without_password(str(error).strip(), environment)
             if full:
-                reason += f"\nWaited {_FULL_SECONDS:.0f} s for one. {holders(environment)}"
+                reason += f"\nWaited {patience:.0f} s for one. {holders(environment)}"
             # The cause without its traceback: pytest shows arguments there, a password among them.
             raise HarnessError(_cannot_connect(environment, database, reason)) from (
                 type(error)(reason)
             )
         _opened.add(connection)
         return connection
+    raise AssertionError("the last look returns or raises")
 
 
 def _cannot_connect(environment: Environment, database: str, reason: str) -> str:
@@ -212,11 +257,21 @@ def ours(connection: Connection) -> list[Database]:
 def create(connection: Connection, name: str, template: str) -> None:
     """Make an empty database from `template0`, or a clone of a golden one."""
     # Copying files is four times as fast as logging blocks, where the checkpoint it needs is free.
-    row = connection.execute("SHOW fsync").fetchone()
-    strategy = "FILE_COPY" if row == ("off",) else "WAL_LOG"
+    row = connection.execute(
+        """
+        SELECT current_setting('fsync'), pg_encoding_to_char(encoding), datcollate
+        FROM pg_database WHERE datname = %s
+        """,
+        (template,),
+    ).fetchone()
+    fsync, encoding, locale = row or ("", "", "")  # gone: CREATE DATABASE says so
+    strategy = "FILE_COPY" if fsync == "off" else "WAL_LOG"
+    # What initdb gives without LANG. No service means that: its text would be bytes.
+    text = "ENCODING 'UTF8'" if (encoding, locale) == ("SQL_ASCII", "C") else ""
     connection.execute(
-        sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY {} CONNECTION LIMIT {}").format(
-            sql.Identifier(name), sql.Identifier(template), sql.SQL(strategy), sql.Literal(MARK)
+        sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY {} CONNECTION LIMIT {} {}").format(
+            *(sql.Identifier(name), sql.Identifier(template), sql.SQL(strategy)),
+            *(sql.Literal(MARK), sql.SQL(text)),
         )
     )
 
@@ -243,7 +298,8 @@ def drop(connection: Connection, databases: Iterable[Database], timeout: float =
             except HarnessError as error:
                 problems.append(str(error))
             except psycopg.errors.ObjectInUse:
-                problems.append(_occupied(connection, database.name))
+                who = sessions(connection, database.name)
+                problems.append(_occupied(connection, database.name, who))
     if problems:
         raise HarnessError("\n".join(problems))
 
@@ -251,89 +307,109 @@ def drop(connection: Connection, databases: Iterable[Database], timeout: float =
 def disconnect(connection: Connection, name: str, timeout: float = 5) -> None:
     """End all sessions of a database of ours and wait until they are gone.
 
-    One that we may not end, such as a superuser's, may leave by itself.
-
     Raises:
         HarnessError: there is one left after `timeout` seconds; names it.
     """
-    deadline = time.monotonic() + timeout
-    while pids := connection.execute(
-        # The server's own, such as those of autovacuum, have no user, and give way by themselves.
-        "SELECT pid FROM pg_stat_activity WHERE datname = %s AND usesysid IS NOT NULL",
-        (name,),
-    ).fetchall():
+    terminate(connection, name, lambda: sessions(connection, name), timeout)
+
+
+def terminate(
+    connection: Connection, name: str, left: Callable[[], Iterable[int]], timeout: float = 5
+) -> None:
+    """End sessions of a database of ours and wait until they are gone.
+
+    One that we may not end, such as a superuser's, may leave by itself.
+
+    Args:
+        connection: to another database of the server.
+        name: of the database, for the message.
+        left: the processes of those that are left.
+        timeout: seconds to wait for them.
+
+    Raises:
+        HarnessError: there is one left after that; names it.
+    """
+    pids: list[int] = []
+    for _ in polls(timeout):
+        pids = list(left())
+        if not pids:
+            return
         for pid in pids:
             with suppress(psycopg.errors.InsufficientPrivilege):
-                connection.execute("SELECT pg_terminate_backend(%s)", pid)
-        if time.monotonic() > deadline:
-            raise HarnessError(_occupied(connection, name))
-        time.sleep(0.001)
+                connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
+    raise HarnessError(_occupied(connection, name, pids))
 
 
-def _occupied(connection: Connection, name: str) -> str:
-    who = "\n".join(describe_sessions(connection, name, ours=True))
+def sessions(connection: Connection, name: str) -> list[int]:
+    """The processes of a database's sessions.
+
+    The server's own, such as those of autovacuum, have no user, and give way by themselves.
+    """
+    rows = connection.execute(
+        "SELECT pid FROM pg_stat_activity WHERE datname = %s AND usesysid IS NOT NULL", (name,)
+    )
+    return [row[0] for row in rows]
+
+
+def has_others(connection: Connection, environment: Environment) -> bool:
+    """Whether anybody else is connected to the server, another worker of this run included."""
+    row = connection.execute(
+        """
+        SELECT EXISTS (SELECT FROM pg_stat_activity WHERE usesysid IS NOT NULL
+                       AND datname IS DISTINCT FROM %s AND application_name <> %s)
+        """,
+        (environment.database, f"{APPLICATION} {environment.run} {environment.worker}"),
+    ).fetchone()
+    return row == (True,)
+
+
+def _occupied(connection: Connection, name: str, processes: list[int]) -> str:
+    who = "\n".join(describe_sessions(connection, processes))
     return f"{name} is to be dropped, renamed or cloned, but these sessions of it can't be ended. Close them:\n{who}"
 
 
-def describe_sessions(connection: Connection, database: str, *, ours: bool = False) -> list[str]:
-    """Who is connected to a database, a line each: process, program, state and last query.
+def describe_sessions(connection: Connection, processes: Iterable[int]) -> list[str]:
+    """Sessions, a line each: process, program, state, last query, and for whom it waits.
 
     Args:
         connection: to any database of the server.
-        database: its name.
-        ours: the harness's own sessions, too.
+        processes: theirs.
     """
     rows = connection.execute(
         """
-        SELECT format('  process %%s, %%s, %%s: %%s', pid, coalesce(nullif(application_name, ''), 'unnamed'),
-                      coalesce(state, backend_type, 'of ' || usename),
-                      left(regexp_replace(query, '\\s+', ' ', 'g'), 200))
+        SELECT format('  process %%s, %%s, %%s: %%s%%s', pid, coalesce(nullif(application_name, ''), 'unnamed'),
+                      coalesce(state, backend_type, 'of ' || usename)
+                      || CASE WHEN backend_xid IS NOT NULL THEN ', not committed' ELSE '' END,
+                      left(regexp_replace(query, '\\s+', ' ', 'g'), 200),
+                      '\n    waits for process ' || nullif(array_to_string(pg_blocking_pids(pid), ', '), ''))
         FROM pg_stat_activity
-        WHERE datname = %s AND usesysid IS NOT NULL AND (%s OR NOT starts_with(application_name, %s))
-        ORDER BY pid
+        WHERE pid = ANY(%s) ORDER BY pid
         """,
-        (database, ours, APPLICATION),
+        (list(processes),),
     ).fetchall()
     return [row[0] for row in rows]
 
 
 def compact(connection: Connection) -> None:
-    """Make a database that is complete cheap to copy: fewer files, and nothing left to vacuum."""
+    """Make a database that is complete cheap to copy, and to put back.
+
+    Rewritten, tables have no dead rows, all pages but the last are full, and the two files are gone
+    that speed up later writes and vacuums: a fifth of what a copy takes. And what a test adds goes to
+    the last page or behind it, where it is found again without reading the rest.
+    """
     connection.execute("VACUUM (FREEZE, ANALYZE)")
-    # Rewritten, the catalogs lose the two files that go with each table to speed up later writes and
-    # vacuums: a fifth of all files, and of the time that a copy takes.
+    # A large index of an extension, such as one over vectors, takes too long to be made anew.
     row = connection.execute(
         """
-        SELECT string_agg(oid::regclass::text, ', ') FROM pg_class
-        WHERE relkind = 'r' AND NOT relisshared
-          AND relnamespace IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
+        SELECT string_agg(c.oid::regclass::text, ', ') FROM pg_class c
+        WHERE c.relkind IN ('r', 'm') AND NOT c.relisshared AND pg_has_role(c.relowner, 'usage')
+          AND (pg_relation_size(c.oid) < 1000000 OR NOT EXISTS (
+              SELECT FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
+              WHERE i.indrelid = c.oid AND x.relam >= 16384))
         """
     ).fetchone()
     assert row is not None
     connection.execute(f"VACUUM (FULL, FREEZE) {row[0]}")
-
-
-def deferred_constraints(connection: Connection) -> list[str]:
-    """Quoted names of the constraints that Postgres checks at COMMIT."""
-    rows = connection.execute(
-        """
-        SELECT format('%I.%I', n.nspname, c.conname)
-        FROM pg_constraint c JOIN pg_namespace n ON n.oid = c.connamespace WHERE c.condeferred
-        """
-    ).fetchall()
-    return [row[0] for row in rows]
-
-
-def reset_sequences(connection: Connection) -> str:
-    """SQL that sets each sequence to what it is now: a rollback does not."""
-    rows = connection.execute(
-        """
-        SELECT format('setval(%L, %s, %L)', format('%I.%I', schemaname, sequencename),
-                      coalesce(last_value, start_value), last_value IS NOT NULL)
-        FROM pg_sequences ORDER BY 1
-        """
-    ).fetchall()
-    return f"SELECT {', '.join(row[0] for row in rows)}" if rows else ""
 
 
 def hold_run(connection: Connection, run: str) -> None:
@@ -345,6 +421,14 @@ def try_build_lock(connection: Connection, fingerprint: str) -> bool:
     """Take the right to build a golden database; True if it is ours now."""
     row = connection.execute(
         "SELECT pg_try_advisory_lock(%s, %s)", (_BUILD_LOCK, _key(fingerprint))
+    ).fetchone()
+    return row == (True,)
+
+
+def try_to_keep(connection: Connection, run: str, number: int) -> bool:
+    """Take one of the places for kept databases that the processes of a run share; True if it was free."""
+    row = connection.execute(
+        "SELECT pg_try_advisory_lock(%s, %s)", (_KEEP_LOCK + number, _key(run))
     ).fetchone()
     return row == (True,)
 

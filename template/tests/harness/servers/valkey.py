@@ -17,11 +17,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..environment import Environment
+from ..environment import Environment, private
 from ..errors import HarnessError
 from . import guard
 from .locks import FileLock
@@ -49,7 +49,7 @@ class EmbeddedRedis:
         Raises:
             HarnessError: it does not start; with what it says.
         """
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private(self._path.parent)
         _sweep(self._path.parent)
         self._lock.acquire()
         settings = {
@@ -63,7 +63,7 @@ class EmbeddedRedis:
         }
         try:
             self._process = launch(settings, self._connects)
-        except HarnessError:
+        except BaseException:
             self._lock.release()
             raise
 
@@ -121,11 +121,17 @@ class ExternalRedis:
         Raises:
             HarnessError: another run uses it, it holds keys that are not ours, or it can't be reached.
         """
+        guard.check_redis_database(self._environment)
+        with ExitStack() as failing:
+            self._take(failing)
+            failing.pop_all()
+        self.clear()
+
+    def _take(self, failing: ExitStack) -> None:
         import redis
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
-        guard.check_redis_database(self._environment)
         try:
             # A single connection: its name is the lock on the database, and goes when this process
             # does.
@@ -136,6 +142,7 @@ class ExternalRedis:
                 socket_timeout=_ANSWER_SECONDS,
                 retry=Retry(NoBackoff(), 0),
             )
+            failing.callback(self._client.close)
             number = self._client.connection_pool.connection_kwargs.get("db")
             name = f"{_OURS}:{number}"
             with self._client.pipeline(transaction=True) as both:
@@ -158,7 +165,6 @@ class ExternalRedis:
                 f"The Redis of TEST_REDIS_URL can't be used: {error}\nCorrect TEST_REDIS_URL or the "
                 "server, or unset the variable to use the embedded server."
             ) from error
-        self.clear()
 
     def clear(self) -> None:
         """Empty the database, but for the key that tells that it is ours.
@@ -210,7 +216,11 @@ def launch(
         HarnessError: it does not start; with what it says.
     """
     arguments = [word for name, value in settings.items() for word in (f"--{name}", value)]
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as secret:
+    folder = settings["dir"]
+    with (
+        tempfile.TemporaryFile(dir=folder) as output,
+        tempfile.TemporaryFile(dir=folder) as secret,
+    ):
         if password:
             secret.write(f"requirepass {password}\n".encode())
             secret.seek(0)

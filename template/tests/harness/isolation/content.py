@@ -1,0 +1,159 @@
+"""The rows that a database is put back to, and the statements that put them back.
+
+Rows that a test added are deleted: what was written after a given transaction. A small table in
+which rows were changed or deleted is emptied, and gets its rows again, in their order, from a copy
+in memory. A table for which neither is possible says so: its database is replaced.
+
+With a superuser's rights, triggers and foreign keys rest meanwhile. Without, only added rows are
+taken back, from tables that nothing reacts to, in the order of their foreign keys.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+from ..golden.databases import Connection
+
+_SMALL = 256 * 1024
+"""Bytes of a table up to which its rows are kept in memory."""
+
+_PAGE = 8192
+
+# What reacts to rows although `session_replication_role` is replica (triggers that fire always, or
+# just then, and rules), or reacts as soon as it is not (other triggers, row-level security). Foreign
+# keys are internal triggers.
+_TABLES = """
+    SELECT c.oid::bigint, format('%I.%I', n.nspname, c.relname), pg_relation_size(c.oid),
+           ARRAY(SELECT quote_ident(attname) FROM pg_attribute
+                 WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped AND attgenerated = ''
+                 ORDER BY attnum),
+           c.relhasrules OR EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid AND tgenabled IN ('A', 'R')),
+           c.relforcerowsecurity
+           OR EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid AND NOT tgisinternal AND tgenabled <> 'D'),
+           ARRAY(SELECT confrelid::bigint FROM pg_constraint
+                 WHERE conrelid = c.oid AND contype = 'f' AND confrelid <> c.oid)
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND c.oid >= 16384 {only}
+      AND has_table_privilege(c.oid, 'SELECT')
+    ORDER BY c.oid
+"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as it should be.
+
+    Attributes:
+        oid: of the table.
+        name: with its schema, quoted.
+        pages: that it takes; rows that are added later lie in the last of these, or behind.
+        reacts: to rows, whatever the harness does.
+        guarded: reacts to rows where the harness has no superuser's rights.
+        parents: tables to which it has foreign keys.
+        columns: those that can be stored, quoted.
+        content: number of rows and their hash; None for a large table.
+        rows: each as it stands in an INSERT; None for a large table.
+    """
+
+    oid: int
+    name: str
+    pages: int
+    reacts: bool
+    guarded: bool
+    parents: Collection[int]
+    columns: str
+    content: tuple[int, str] | None = None
+    rows: Sequence[str] | None = None
+
+    @property
+    def measure(self) -> str:
+        """SQL for `content`. The order of rows does not matter."""
+        return f"SELECT count(*), coalesce(sum(hashtextextended(t::text, 0)), 0)::text FROM ONLY {self.name} t"
+
+    def delete_added(self, since: int) -> str:
+        """SQL that deletes what was written by transactions after this one."""
+        # Every page before the last one was full when the table was measured.
+        begin = f"ctid >= '({max(self.pages - 1, 0)},0)' AND " if self.rows is None else ""
+        return f"DELETE FROM ONLY {self.name} WHERE {begin}xmin::text::bigint > {since}"
+
+    @functools.cached_property
+    def insert(self) -> str:
+        """SQL that stores the rows."""
+        rows = ",".join(self.rows or ())
+        return f"INSERT INTO {self.name} ({self.columns}) OVERRIDING SYSTEM VALUE VALUES {rows}"
+
+    def without(self, before: Table, after: Table) -> Table | None:
+        """This content, had another change not been made.
+
+        Args:
+            before: the content before that change.
+            after: the content after it, and before what led to this one.
+
+        Returns:
+            None if that can't be told: what it stored was changed since, or a table is large.
+        """
+        if self.rows is None or before.rows is None or after.rows is None:
+            return None
+        old, new, rows = Counter(before.rows), Counter(after.rows), Counter(self.rows)
+        if not new - old <= rows:
+            return None
+        rows = rows - (new - old) + (old - new)
+        # The hash of rows is the sum of theirs.
+        contents = [table.content or (0, "0") for table in (self, before, after)]
+        numbers, hashes = zip(*contents, strict=True)
+        content = (
+            numbers[0] + numbers[1] - numbers[2],
+            str(int(hashes[0]) + int(hashes[1]) - int(hashes[2])),
+        )
+        return replace(self, rows=list(rows.elements()), content=content)
+
+
+def read(connection: Connection, only: Collection[int] | None = None) -> dict[int, Table]:
+    """The tables of a database with their present content, by oid.
+
+    Args:
+        connection: to the database, as its owner or a superuser.
+        only: read these alone.
+    """
+    where = "" if only is None else f"AND c.oid = ANY(ARRAY[{', '.join(map(str, only))}]::oid[])"
+    found, small = {}, {}
+    for oid, name, size, columns, reacts, guarded, parents in connection.execute(
+        _TABLES.format(only=where)
+    ):
+        pages = -(-size // _PAGE)
+        found[oid] = Table(oid, name, pages, reacts, guarded, set(parents), ", ".join(columns))
+        if size <= _SMALL and columns:
+            literals = " || ',' || ".join(f"quote_nullable({column}::text)" for column in columns)
+            small[oid] = literals
+    if small:
+        cursor = connection.execute(
+            "; ".join(
+                f"{found[oid].measure}; SELECT '(' || {literals} || ')' FROM ONLY {found[oid].name}"
+                for oid, literals in small.items()
+            )
+        )
+        for oid in small:
+            content = cursor.fetchall()[0]
+            cursor.nextset()
+            rows = [row for (row,) in cursor.fetchall()]
+            found[oid] = replace(found[oid], content=content, rows=rows)
+            cursor.nextset()
+    return found
+
+
+def has_functions_that_remember(connection: Connection) -> bool:
+    """Whether a function of the database changes its session: settings, locks, listeners and the like."""
+    row = connection.execute(
+        r"""
+        SELECT EXISTS (
+            SELECT FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
+            WHERE p.oid >= 16384 AND p.prokind IN ('f', 'p') AND l.lanname NOT IN ('c', 'internal')
+              AND pg_get_functiondef(p.oid)
+                  ~* '\y(set_config|execute|perform|advisory|dblink|listen|temp|temporary|prepare|declare\s+\S+\s+cursor)'
+              OR p.oid >= 16384 AND l.lanname NOT IN ('c', 'internal', 'sql', 'plpgsql'))
+        """
+    ).fetchone()
+    return row == (True,)

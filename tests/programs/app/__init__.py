@@ -1,0 +1,1 @@
+"""A service that is nothing but a database of many kinds of things."""

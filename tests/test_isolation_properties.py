@@ -1,0 +1,125 @@
+"""No program can leave anything, or see the harness: random ones, run in a service of their own.
+
+`programs/` is that service, and what makes, runs and prints the programs.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from tests.conftest import Render
+from tests.support.embedded import remove_clusters
+from tests.support.project import Project
+from tests.support.small import replace
+from tests.variants import ALL_OFF
+
+SERVICE = Path(__file__).with_name("programs")
+
+ALONE, PROGRAMS = 252, 300
+MANY, PARTS = 10_000, 4
+SEPARATE = 40  # of them, each as a test of its own, with as many witnesses between
+
+# What could be overlooked: a file, what stands there, what instead, and what then shows.
+PUT_BACK, CHANGES, CONNECTIONS = (
+    f"isolation/{name}.py" for name in ("putback", "changes", "connections")
+)
+FAULTS = {
+    "some tables": (
+        PUT_BACK,
+        "if after != before:",
+        "if after != before and oid % 2:",
+        r"public\.\w+: [+-] ",
+    ),
+    "sequences": (
+        PUT_BACK,
+        "for oid in sorted(now.sequences)]",
+        "for oid in ()]",
+        r": \+ \(-?\d+,[tf]\)",
+    ),
+    "the schema": (
+        PUT_BACK,
+        "changes.read_catalogs(self.connection) != self._schema:",
+        "() != ():",
+        r"(?:pg_catalog|public)\.\w+: [+-] ",
+    ),
+    "settings of the database": (
+        CHANGES,
+        "setdatabase IN (0, d.oid)",
+        "setdatabase IN (0)",
+        r"its settings: \+ ",
+    ),
+    "settings of a session": (
+        CONNECTIONS,
+        r"(?:begin|commit|",
+        r"(?:set|begin|commit|",
+        "a session of the service, (?:setting|placeholders)",
+    ),
+    "a killed session": (
+        CONNECTIONS,
+        "return bool(poll.poll(0))",
+        "return False",
+        "the next session: |the connection is lost",
+    ),
+}
+
+
+@pytest.fixture
+def programs(rendered: Render, python: Path, tmp_path: Path) -> Iterator[Project]:
+    """The service, with the harness."""
+    path = tmp_path / "programs"
+    leave = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(SERVICE, path, ignore=leave)
+    shutil.copytree(
+        rendered(**ALL_OFF).path / "tests/harness", path / "tests/harness", ignore=leave
+    )
+    yield Project(path, {}, python)
+    remove_clusters(tmp_path)
+
+
+def options(number: int, seed: int = 1) -> tuple[tuple[str, ...], dict[str, str]]:
+    """How pytest is called to run so many programs, and in what environment."""
+    env = {
+        "PROGRAMS": str(number),
+        "PROGRAMS_SEED": str(seed),
+        "META_PACKAGES": str(Path(hypothesis.__file__).parents[1]),
+    }
+    return ("-s", "-p", "no:randomly", "tests/test_programs.py"), env
+
+
+def test_programs_leave_nothing_and_see_nothing(programs: Project) -> None:
+    """One after the other in one process; then some as they are printed, in random order."""
+    words, env = options(PROGRAMS)
+    output = programs.pytest(*words, env=env, timeout=1800, passed=2).output
+    assert f"{ALONE} statements alone" in output
+    assert f"{PROGRAMS} programs, " in output
+    programs.pytest("tests/test_separate.py", "--randomly-seed=1", env=env, passed=2 * SEPARATE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
+def test_many_programs(programs: Project, part: int) -> None:
+    number = MANY // PARTS
+    words, env = options(number, 1 + part * MANY)
+    output = programs.pytest(*words, "-k", "not alone", env=env, timeout=7200, passed=1).output
+    assert f"{number} programs, " in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found(programs: Project, fault: str) -> None:
+    """And is shown by a program of a few lines."""
+    file, old, new, shows = FAULTS[fault]
+    replace(programs.path / "tests" / "harness" / file, old, new)
+    words, env = options(PROGRAMS)
+    output = programs.tool("pytest", "-x", *words, env=env, timeout=1800, status=1).output
+    assert re.search(shows, output)
+    (program,) = re.findall(r"^E? *async def test_program\(\):\n(?:.+\n)+", output, re.MULTILINE)[
+        -1:
+    ]
+    assert program.count("step(") < 10

@@ -1,0 +1,32 @@
+"""Commands of pytest that only show something: they start nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.machine import linux_only, started_with
+from tests.support.project import counted
+from tests.support.small import Small
+
+READING = [
+    *("--fixtures", "--fixtures-per-test", "--setup-plan", "--setup-only", "--collect-only"),
+    *("--markers", "--help", "--version", "--cache-show"),
+]
+
+
+@linux_only
+@pytest.mark.parametrize("option", READING)
+def test_starts_nothing(option: str, small: Small) -> None:
+    small.harness("clean")
+    run = [str(small.python), "-m", "pytest", option]
+    output = small.run(*run, env={"META_TEST_MARK": small.mark}).output
+    assert "golden: " not in output
+    assert "passed" not in counted(output)
+    assert not small.home.exists()
+    assert not started_with(small.mark)
+
+
+@linux_only
+def test_shown_set_up_runs_the_tests(small: Small) -> None:
+    """Or the test above would show that nothing ever starts."""
+    assert "golden: " in small.green("--setup-show").output
