@@ -40,7 +40,7 @@ ODD_FOR_ALEMBIC = ODD.replace("%", "")
 
 # No feature but Redis: quick to start.
 PLAIN = {**ALL_OFF, "use_redis": True}
-HEAD = "0003"
+HEAD = "0003_internet_validated"
 """The last of its migrations."""
 
 

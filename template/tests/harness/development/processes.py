@@ -7,17 +7,20 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from ..errors import HarnessError
 from ..servers.postgres import command_line
 
 HOST = "127.0.0.1"
 TRIES = 20
-"""How many ports are tried, from the first on."""
 
 _SECONDS = 10
+
+Started = TypeVar("Started")
 
 
 def end(note: Path, mark: str) -> None:
@@ -52,8 +55,29 @@ def first_port(folder: Path, least: int) -> int:
     return least + int(hashlib.sha256(os.fsencode(folder)).hexdigest(), 16) % 4000
 
 
-def is_free(port: int, host: str = HOST) -> bool:
-    """Whether a server could listen on a port of this machine now."""
+def on_a_free_port(
+    first: int, start: Callable[[int], Started], *, tries: int = TRIES, host: str = HOST
+) -> Started:
+    """Start a server on the first port that nobody else has, of so many from `first` on.
+
+    Raises:
+        HarnessError: all are taken, or it does not start, which is not the port's fault.
+    """
+    for port in range(first, first + tries):
+        if _is_free(port, host):
+            try:
+                return start(port)
+            except HarnessError:
+                if _is_free(port, host):
+                    raise
+    raise HarnessError(
+        f"All ports from {first} to {port} are taken: end what uses one of them."
+        if tries > 1
+        else f"Port {first} is taken: name another one, or none and make run finds one."
+    )
+
+
+def _is_free(port: int, host: str) -> bool:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do

@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from ..environment import ROOT
 from ..errors import HarnessError
 from ..servers.postgres import children
 from .place import Place
-from .processes import TRIES, end, is_free
+from .processes import TRIES, end, on_a_free_port
 from .stopping import undisturbed
 
 _FIRST_PORT = 8000
@@ -42,6 +43,7 @@ class Service:
         """Read uvicorn's arguments, the application first."""
         self._command = [*_COMMAND, *arguments]
         self._note = place.path / _NOTE
+        self._process: subprocess.Popen[bytes] | None = None
         options = argparse.ArgumentParser("uvicorn", add_help=False, allow_abbrev=False)
         for name, default in ("host", "127.0.0.1"), ("ssl-certfile", ""), ("uds", ""), ("fd", ""):
             options.add_argument(f"--{name}", default=_of_environment(name) or default)
@@ -50,8 +52,7 @@ class Service:
         self._socket: str = known.uds or known.fd
         self._host: str = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(known.host, known.host)
         self._scheme = "https" if known.ssl_certfile else "http"
-        first = known.port or _FIRST_PORT
-        self._ports = range(first, first + (1 if known.port else TRIES))
+        self._port: int | None = known.port
 
     def run(self, variables: Mapping[str, str], ready: Callable[[str], None]) -> int:
         """Run it until it ends by itself. Returns its exit status.
@@ -61,42 +62,55 @@ class Service:
             ready: called once, with its URL, as soon as it answers.
 
         Raises:
-            HarnessError: its port is taken.
+            HarnessError: its port is taken, or it ended before it answered.
             Stopped: we were told to end; it has ended, too.
         """
-        for port in self._ports:
-            if self._socket or is_free(port, self._host):
-                status, listened = self._run_on(port, variables, ready)
-                if listened or self._socket or is_free(port, self._host):
-                    return status
-        raise HarnessError(
-            f"All ports from {self._ports[0]} to {self._ports[-1]} are taken: end what uses one of them."
-            if len(self._ports) > 1
-            else f"Port {self._ports[0]} is taken: name another one, or none and make run finds one."
-        )
-
-    def _run_on(
-        self, port: int, variables: Mapping[str, str], ready: Callable[[str], None]
-    ) -> tuple[int, bool]:
-        """Run it on a port. Returns its status, and whether it ever listened."""
-        listens = False
-        process = None
+        start = partial(self._start, variables)
+        first = self._port or _FIRST_PORT
+        tries = 1 if self._port else TRIES
         try:
-            with undisturbed():
-                command = [*self._command, "--port", str(port)]
-                process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **variables})
-                self._note.write_text(str(process.pid), encoding="ascii")
-            while not listens and process.poll() is None:
-                listens = bool(self._socket) or _listens(self._host, port)
-                time.sleep(0.02)
-            if listens:
-                host = f"[{self._host}]" if ":" in self._host else self._host
-                ready(self._socket or f"{self._scheme}://{host}:{port}")
-            return process.wait(), listens
+            if self._socket:
+                url = start(first)
+            else:
+                url = on_a_free_port(first, start, tries=tries, host=self._host)
+            ready(url)
+            assert self._process is not None
+            return self._process.wait()
         finally:
-            if process is not None:
-                _stop(process)
+            self._stop()
             self._note.unlink(missing_ok=True)
+
+    def _start(self, variables: Mapping[str, str], port: int) -> str:
+        with undisturbed():
+            command = [*self._command, "--port", str(port)]
+            self._process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **variables})
+            self._note.write_text(str(self._process.pid), encoding="ascii")
+        if self._socket:
+            return self._socket
+        while not _listens(self._host, port):
+            if (status := self._process.poll()) is not None:
+                raise HarnessError(f"uvicorn ended with status {status} before it answered.")
+            time.sleep(0.02)
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{self._scheme}://{host}:{port}"
+
+    def _stop(self) -> None:
+        """Let requests in flight end, but not wait for clients that stay.
+
+        Where it was Ctrl-C, the terminal has told it already. Two different signals don't hurry it,
+        as two of that do.
+        """
+        process = self._process
+        if process is None or process.poll() is not None:
+            return
+        workers = children(process.pid)
+        process.terminate()
+        try:
+            process.wait(timeout=_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            for pid in (process.pid, *workers):
+                os.kill(pid, signal.SIGKILL)
+            process.wait()
 
 
 def _listens(host: str, port: int) -> bool:
@@ -105,22 +119,6 @@ def _listens(host: str, port: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Let requests in flight end, but not wait for clients that stay.
-
-    Where it was Ctrl-C, the terminal has told it already. Two different signals don't hurry it, as
-    two of that do.
-    """
-    workers = children(process.pid) if process.poll() is None else []
-    process.terminate()
-    try:
-        process.wait(timeout=_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        for pid in (process.pid, *workers):
-            os.kill(pid, signal.SIGKILL)
-        process.wait()
 
 
 def _of_environment(option: str) -> str | None:

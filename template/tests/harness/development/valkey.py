@@ -9,9 +9,8 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import HarnessError
 from ..servers.valkey import launch
-from .processes import HOST, TRIES, end, first_port, is_free
+from .processes import HOST, end, first_port, on_a_free_port
 
 _START_SECONDS = 60  # it reads all that it has kept
 _STOP_SECONDS = 30
@@ -49,22 +48,17 @@ class DevelopmentValkey:
             "loglevel": "warning",
         }
         self._end_last()
-        first = self.port
-        for port in range(first, first + TRIES):
-            if is_free(port):
-                self.port = port
-                try:
-                    self._process = launch(
-                        {**settings, "port": str(port)},
-                        self._answers,
-                        password=self._password,
-                        seconds=_START_SECONDS,
-                    )
-                    return
-                except HarnessError:
-                    if is_free(port):  # it was not the port
-                        raise
-        raise HarnessError(f"All ports from {first} to {port} are taken.")
+
+        def start(port: int) -> subprocess.Popen[bytes]:
+            self.port = port
+            return launch(
+                {**settings, "port": str(port)},
+                self._answers,
+                password=self._password,
+                seconds=_START_SECONDS,
+            )
+
+        self._process = on_a_free_port(self.port, start)
 
     def remove(self) -> None:
         """Delete what it has kept.

