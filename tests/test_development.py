@@ -83,6 +83,13 @@ def plain(plain_that_ran: Desk, tmp_path: Path) -> Iterator[Desk]:
     remove_clusters(tmp_path)
 
 
+ANYBODY = """\
+import sys, psycopg, redis
+url = sys.argv[1]
+psycopg.connect(url) if url.startswith("postgres") else redis.Redis.from_url(url).ping()
+"""
+
+
 def run_once(desk: Desk) -> str:
     """Start it, end it, and return what it printed."""
     with desk.running() as running:
@@ -111,13 +118,22 @@ def test_what_it_tells(desk: Desk) -> None:
         assert running.call("GET", "/health/ready")[0] == 200
         assert Path(running.said("data").rpartition(",")[0]) == desk.path / ".dev"
         settings = "current_setting('fsync'), current_setting('listen_addresses')"
-        assert running.sql(f"SELECT {settings}") == [["on", "127.0.0.1"]]
+        who = "current_user, current_setting('is_superuser')"
+        assert running.sql(f"SELECT {settings}, {who}") == [["on", "127.0.0.1", "service", "off"]]
         redis = (
             "import sys, redis; client = redis.Redis.from_url(sys.argv[1]);"
             "print(client.ping(), client.config_get('appendonly'), client.config_get('bind'))"
         )
         done = desk.project.run(desk.project.python, "-c", redis, running.said("redis"))
         assert done.output.strip() == "True {'appendonly': 'yes'} {'bind': '127.0.0.1'}"
+        no_password = "AuthenticationError|no password supplied"
+        for url in (running.url, running.said("redis")):
+            done = desk.project.run(
+                desk.project.python, "-c", ANYBODY, re.sub(r":[^:/]*@", "@", url), status=1
+            )
+            assert re.search(no_password, done.output)
+        assert running.call("POST", "/api/v1/auth/register", {"email": "new@example.org"})[0] == 202
+        wait_until(lambda: "mail, also in .dev/mail/" in running.output(), "the mail")
         beside = desk.project.tool("app.accounts", "list")
         assert beside.output.splitlines() == [
             "staff@example.com  staff",

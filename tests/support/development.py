@@ -104,7 +104,7 @@ class Desk:
         """No process, socket, lock or note of one."""
         assert not started_with(self.mark), started_with(self.mark)
         kept = self.path / ".dev"
-        allowed = {"env", "secrets.json", "postgres", "valkey", "jwt-secret"}
+        allowed = {"env", "secrets.json", "postgres", "valkey", "jwt-secret", "mail"}
         assert {path.name for path in kept.glob("*")} <= allowed
         inner = {path.name for path in kept.glob("postgres/*")}
         inner |= {path.name for path in kept.glob("valkey/*")}

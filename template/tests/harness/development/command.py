@@ -41,6 +41,9 @@ def main() -> int:
     )
     run.add_argument("--redis", action="store_true", help="it needs a Redis")
     run.add_argument(
+        "--extension", action="append", default=[], help="of a new database, which asks a superuser"
+    )
+    run.add_argument(
         "--account",
         action="append",
         default=[],
@@ -82,7 +85,9 @@ def _run(options: argparse.Namespace) -> int:
             lines.append(f"redis       {url}")
         if not own_database:
             server = _start_postgres(place, stack)
-            made = database.ensure(server, variables, _accounts(place, options), _say)
+            made = database.ensure(
+                server, options.extension, variables, _accounts(place, options), _say
+            )
             variables["DATABASE_URL"] = server.url(database.NAME, "postgresql+asyncpg")
             lines += [_login(place, account) for account in made]
             lines.append(f"psql        make psql, or {server.url(database.NAME, 'postgresql')}")
@@ -97,7 +102,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _start_valkey(place: Place, stack: ExitStack) -> str:
-    server = DevelopmentValkey(place.path / "valkey", place.secret("valkey"))
+    server = DevelopmentValkey(place)
     with undisturbed():
         server.start()
         stack.callback(server.stop)
@@ -108,7 +113,7 @@ def _start_postgres(place: Place, stack: ExitStack) -> DevelopmentServer:
     for option in psycopg.pq.Conninfo.get_defaults():
         if option.envvar:  # it is for another server
             os.environ.pop(option.envvar.decode(), None)
-    server = DevelopmentServer(place.path / "postgres", place.secret("postgres"))
+    server = DevelopmentServer(place)
     with undisturbed():
         stack.callback(server.stop)
         started = server.start()
@@ -205,7 +210,7 @@ def _psql(options: argparse.Namespace) -> int:
                 place.take()  # unless somebody migrates it just now
                 stack.callback(place.leave)
                 database.sweep(connection)
-        return _open_psql(brought or installed, server.conninfo(database.NAME), options.more)
+        return _open_psql(brought or installed, server.url(database.NAME, "postgresql"), options.more)
 
 
 def _open_psql(program: str | None, conninfo: str, arguments: Sequence[str]) -> int:
@@ -228,10 +233,10 @@ def _reset(options: argparse.Namespace) -> None:
         if not (options.force or _agrees(f"Delete all that is stored in {DEV}?")):
             raise HarnessError("Nothing was deleted.")
         end_last(place)
-        server = DevelopmentServer(place.path / "postgres", place.secret("postgres"))
+        server = DevelopmentServer(place)
         if server.home.exists() and not server.remove():
             raise HarnessError("Nothing was deleted: make psql uses the database. Leave it first.")
-        DevelopmentValkey(place.path / "valkey", place.secret("valkey")).remove()
+        DevelopmentValkey(place).remove()
         _say(f"Deleted what was stored in {DEV}. Passwords and ports stay.")
     finally:
         place.leave()

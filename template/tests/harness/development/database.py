@@ -24,7 +24,7 @@ from psycopg import sql
 
 from ..environment import ROOT
 from ..errors import HarnessError
-from .postgres import DevelopmentServer
+from .postgres import ROLE, DevelopmentServer
 from .stopping import undisturbed
 
 NAME = "development"
@@ -40,6 +40,7 @@ Command = tuple[Sequence[str], str]
 
 def ensure(
     server: DevelopmentServer,
+    extensions: Sequence[str],
     variables: Mapping[str, str],
     accounts: Mapping[str, Command],
     say: Callable[[str], None],
@@ -48,6 +49,7 @@ def ensure(
 
     Args:
         server: it runs.
+        extensions: for a new database, what the service may not make in it.
         variables: for the service, but for the URL of the database.
         accounts: for a new database, what makes them.
         say: shows a line.
@@ -58,6 +60,7 @@ def ensure(
     begun = time.perf_counter()
     with server.connect() as connection:
         sweep(connection)
+        _have_role(connection, server.role_password)
         exists = _exists(connection)
         notes = _notes(connection)
         made: list[str] = notes.get("accounts", [])
@@ -70,6 +73,8 @@ def ensure(
             if exists:
                 _seal(connection)  # what somebody stores there from now on would be lost
             _create(connection, fresh, template=NAME if exists else "template0")
+            if not exists:
+                _extend(server, fresh, extensions)
             said = _run([_make("migrate")], variables, "The migration failed")
             if not exists:
                 _run([_make("seed")], variables, "Filling the database failed")
@@ -106,6 +111,16 @@ def sweep(connection: Connection) -> None:
             _allow(connection, "true")
 
 
+def _have_role(connection: Connection, password: str) -> None:
+    query = "SELECT 1 FROM pg_roles WHERE rolname = %s"
+    if connection.execute(query, (ROLE,)).fetchone() is None:
+        connection.execute(
+            sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(
+                sql.Identifier(ROLE), sql.Literal(password)
+            )
+        )
+
+
 def _exists(connection: Connection) -> bool:
     query = "SELECT 1 FROM pg_database WHERE datname = %s"
     return connection.execute(query, (NAME,)).fetchone() is not None
@@ -127,10 +142,16 @@ def _seal(connection: Connection) -> None:
 
 def _create(connection: Connection, name: str, template: str) -> None:
     connection.execute(
-        sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY").format(
-            sql.Identifier(name), sql.Identifier(template)
+        sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {} STRATEGY FILE_COPY").format(
+            sql.Identifier(name), sql.Identifier(ROLE), sql.Identifier(template)
         )
     )
+
+
+def _extend(server: DevelopmentServer, name: str, extensions: Sequence[str]) -> None:
+    with server.connect(name) as connection:
+        for extension in extensions:
+            connection.execute(sql.SQL("CREATE EXTENSION {}").format(sql.Identifier(extension)))
 
 
 def _publish(connection: Connection, fresh: str, notes: str) -> None:

@@ -1,7 +1,7 @@
 """The Postgres of `make run`: the tests' server (`servers/postgres.py`) with other settings.
 
-It keeps what it is given, whatever ends it: a cluster that is there is never made anew. Clients and
-editors reach it on loopback, with a password.
+It keeps what it is given, whatever ends it: a cluster that is there is never made anew. The service,
+clients and editors reach it on loopback, with a password, as a role that is no superuser.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from ..errors import HarnessError
 from ..servers import user
 from ..servers.binaries import binaries
 from ..servers.postgres import EmbeddedServer, command_line
-from .place import sync
+from .place import Place, sync
 from .processes import HOST, first_port, on_a_free_port
 
-USER = "postgres"
+ROLE = "service"
 
 _SETTINGS = {
     "listen_addresses": HOST,
@@ -50,9 +50,10 @@ class DevelopmentServer(EmbeddedServer):
     initdb_options = ("-A", "scram-sha-256", "--pwfile=/dev/stdin")
     start_seconds = 300  # after a crash, it first takes up what was not yet written to its place
 
-    def __init__(self, home: Path, password: str) -> None:
-        super().__init__(home)
-        self.password = password
+    def __init__(self, place: Place) -> None:
+        super().__init__(home := place.path / "postgres")
+        self.password = place.secret("postgres")
+        self.role_password = place.secret(ROLE)
         self._key = hashlib.sha256(os.fsencode(home)).hexdigest()[:12]
         name = f"development_{self._key}"
         self.mark = f"-c cluster_name={name}"
@@ -68,16 +69,16 @@ class DevelopmentServer(EmbeddedServer):
         return self._port or first_port(self.home, 15000)
 
     def url(self, database: str, driver: str) -> str:
-        """The URL of a database."""
-        return f"{driver}://{USER}:{self.password}@{HOST}:{self.port}/{database}"
+        """The URL of a database, for the service."""
+        return f"{driver}://{ROLE}:{self.role_password}@{HOST}:{self.port}/{database}"
 
     def conninfo(self, database: str = "postgres") -> str:
         return make_conninfo(
-            host=HOST, port=self.port, user=USER, password=self.password, dbname=database
+            host=HOST, port=self.port, user="postgres", password=self.password, dbname=database
         )
 
     def connect(self, database: str = "postgres") -> psycopg.Connection[Any]:
-        """A connection on which each statement is a transaction of its own."""
+        """A superuser's connection, on which each statement is a transaction of its own."""
         return psycopg.connect(self.conninfo(database), connect_timeout=10, autocommit=True)
 
     def binaries(self) -> Path:

@@ -7,9 +7,9 @@ import signal
 import socket
 import subprocess
 from contextlib import suppress
-from pathlib import Path
 
 from ..servers.valkey import launch
+from .place import Place
 from .processes import HOST, end, first_port, on_a_free_port
 
 _START_SECONDS = 60  # it reads all that it has kept
@@ -19,11 +19,11 @@ _STOP_SECONDS = 30
 class DevelopmentValkey:
     """The project's Valkey for development."""
 
-    def __init__(self, home: Path, password: str) -> None:
-        self.home = home
-        self.port = first_port(home, 20000)
-        self._password = password
-        self._note = home / "pid"
+    def __init__(self, place: Place) -> None:
+        self.home = place.path / "valkey"
+        self.port = first_port(self.home, 20000)
+        self._password = place.secret("valkey")
+        self._note = self.home / "pid"
         self._process: subprocess.Popen[bytes]
 
     @property
