@@ -44,14 +44,14 @@ LLM = 4
 # One feature off each, all on and all off: every pair of answers to two features is among them.
 # The other names are with features whose tests start processes, and name the package to them.
 VARIANTS = {
-    "defaults": Variant(408, 277, skipped=LLM),
-    "no auth": Variant(357, 184, skipped=LLM, answers={"use_auth": False}),
+    "defaults": Variant(410, 300, skipped=LLM),
+    "no auth": Variant(359, 184, skipped=LLM, answers={"use_auth": False}),
     "no redis, other names": Variant(
-        407, 271, skipped=LLM, answers={"use_redis": False, **OTHER_NAMES}
+        408, 294, skipped=LLM, answers={"use_redis": False, **OTHER_NAMES}
     ),
-    "no pgvector": Variant(391, 277, skipped=LLM, answers={"use_pgvector": False}),
-    "no assistant": Variant(198, 206, answers={"use_assistant": False}),
-    "all off": Variant(120, 100, answers=dict.fromkeys(FEATURES, False)),
+    "no pgvector": Variant(393, 300, skipped=LLM, answers={"use_pgvector": False}),
+    "no assistant": Variant(200, 229, answers={"use_assistant": False}),
+    "all off": Variant(121, 100, answers=dict.fromkeys(FEATURES, False)),
 }
 DEFAULTS = VARIANTS["defaults"]
 
