@@ -15,8 +15,9 @@ import tempfile
 import time
 import tomllib
 import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -120,12 +121,7 @@ def test_what_it_tells(desk: Desk) -> None:
         settings = "current_setting('fsync'), current_setting('listen_addresses')"
         who = "current_user, current_setting('is_superuser')"
         assert running.sql(f"SELECT {settings}, {who}") == [["on", "127.0.0.1", "service", "off"]]
-        redis = (
-            "import sys, redis; client = redis.Redis.from_url(sys.argv[1]);"
-            "print(client.ping(), client.config_get('appendonly'), client.config_get('bind'))"
-        )
-        done = desk.project.run(desk.project.python, "-c", redis, running.said("redis"))
-        assert done.output.strip() == "True {'appendonly': 'yes'} {'bind': '127.0.0.1'}"
+        assert running.redis("config_get", "bind") == "{'bind': '127.0.0.1'}"
         no_password = "AuthenticationError|no password supplied"
         for url in (running.url, running.said("redis")):
             done = desk.project.run(
@@ -168,8 +164,10 @@ def test_what_was_stored_is_there_after_a_crash(desk: Desk) -> None:
             assert first in emails(client), "tokens outlive a start, too"
             assert again.port() == port
             second = store(client)
+            again.redis("set", "kept", "yes")
             again.kill_everything()
         with desk.running() as last:
+            assert last.redis("get", "kept") == "b'yes'"
             assert {first, second} <= set(emails(last.log_in("staff")))
             last.interrupt()
 
@@ -200,12 +198,48 @@ def test_a_service_that_lost_its_parent_is_ended(plain: Desk) -> None:
             again.interrupt()
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
-def test_other_ways_to_be_told(how: signal.Signals, plain: Desk) -> None:
+@pytest.mark.parametrize(("tell", "how"), [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGHUP)])
+def test_other_ways_to_be_told(
+    tell: Callable[[int, int], None], how: signal.Signals, plain: Desk
+) -> None:
+    """Of `make` alone, and a terminal that is closed."""
     with plain.running() as running:
-        os.killpg(running.process.pid, how)
+        tell(running.process.pid, how)
         running.process.wait(timeout=60)
         wait_until(lambda: not started_with(plain.mark), "the end")
+
+
+LOCK = """\
+import sys, psycopg
+with psycopg.connect(sys.argv[1]) as connection:
+    connection.execute("LOCK customers")
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def locked(desk: Desk, url: str) -> Iterator[None]:
+    """Nobody else gets at the customers."""
+    with subprocess.Popen(
+        [desk.project.python, "-c", LOCK, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"locked\n"
+        yield
+        process.communicate()
+
+
+def test_a_request_in_flight_gets_its_answer(plain: Desk) -> None:
+    with plain.running() as running, ThreadPoolExecutor() as pool:
+        with locked(plain, running.url):
+            storing = pool.submit(store, running)
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            wait_until(lambda: running.sql(waiting) == [[1]], "the request")
+            os.killpg(running.process.pid, signal.SIGINT)
+            wait_until(lambda: "Shutting down" in running.output(), "uvicorn")
+        assert storing.result().endswith("@example.org")
+        running.process.wait(timeout=60)
 
 
 @pytest.mark.slow
@@ -289,6 +323,13 @@ def test_arguments_go_to_uvicorn(plain: Desk) -> None:
         assert running.base == f"http://127.0.0.1:{port}"
         assert "Uvicorn running" not in running.output()
         running.interrupt()
+    with plain.running(UVICORN_PORT=str(port)) as running:
+        assert running.base == f"http://127.0.0.1:{port}"
+        running.interrupt()
+    with plain.running("--uds here.sock") as running:
+        assert running.base == "here.sock"
+        wait_until((plain.path / "here.sock").is_socket, "the socket")
+        running.interrupt()
 
 
 @pytest.mark.parametrize("where", ["the environment", ".env"])
@@ -324,6 +365,9 @@ def test_servers_of_the_user(plain: Desk, rendered: Render, tmp_path: Path) -> N
             assert store(beside) in emails(running)
             assert beside.said("database").startswith("the DATABASE_URL of the environment")
             beside.interrupt()
+        elsewhere = {"DATABASE_URL": f"{url}?ssl=disable&application_name=here"}
+        shown = "ARGS=-XAtc 'SHOW application_name'"
+        assert other.make("psql", shown, env=elsewhere).output == "here\n"
         assert not (path / ".dev/postgres").exists()
         (path / ".env").write_text(f"REDIS_URL={running.said('redis')}\n")
         with other.running() as beside:

@@ -32,6 +32,11 @@ with psycopg.connect(sys.argv[1]) as connection:
     print(json.dumps(cursor.fetchall() if cursor.description else []))
 """
 
+CALL_REDIS = """\
+import sys, redis
+print(getattr(redis.Redis.from_url(sys.argv[1]), sys.argv[2])(*sys.argv[3:]))
+"""
+
 
 @dataclass(frozen=True)
 class Desk:
@@ -160,6 +165,12 @@ class Running(Client):
         done = run(python, "-c", CONNECT, self.url, statement, cwd=self.desk.path)
         rows: list[list[Any]] = json.loads(done.output)
         return rows
+
+    def redis(self, *words: str) -> str:
+        """What a method of a client of the Redis that it tells returns."""
+        python = self.desk.project.python
+        url = self.said("redis")
+        return run(python, "-c", CALL_REDIS, url, *words, cwd=self.desk.path).output.strip()
 
     def log_in(self, kind: str) -> Client:
         """A client that has logged in as it says that one can."""
