@@ -119,5 +119,5 @@ def _check_namespace() -> None:
     )
     raise HarnessError(
         f"This process is {who}; nor can it run in a user namespace here: {why}. "
-        f"Be an ordinary user with an entry in /etc/passwd, or {ANOTHER_SERVER}."
+        f"Run as an ordinary user with an entry in /etc/passwd, or {ANOTHER_SERVER}."
     )
