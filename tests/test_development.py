@@ -475,6 +475,14 @@ with op.get_context().autocommit_block():
     assert plain.sql("SELECT count(nick) FROM customers") == ["5"]
 
 
+def test_an_extension_that_takes_a_superuser(plain: Desk) -> None:
+    migration(plain, "9001", HEAD, 'op.execute("CREATE EXTENSION IF NOT EXISTS vector")')
+    assert "permission denied to create extension" in plain.refused()
+    makefile = plain.path / "Makefile"
+    makefile.write_text(makefile.read_text().replace(" --redis ", " --redis --extension vector "))
+    assert f"migrated: {HEAD} -> 9001" in run_once(plain)
+
+
 def test_a_seeder_that_fails_leaves_nothing_half_made(plain: Desk) -> None:
     plain.make("reset", "FORCE=1")
     seeder = plain.path / "app/seed_database.py"

@@ -41,7 +41,7 @@ def main() -> int:
     )
     run.add_argument("--redis", action="store_true", help="it needs a Redis")
     run.add_argument(
-        "--extension", action="append", default=[], help="of a new database, which asks a superuser"
+        "--extension", action="append", default=[], help="that no migration may make"
     )
     run.add_argument(
         "--account",

@@ -49,7 +49,7 @@ def ensure(
 
     Args:
         server: it runs.
-        extensions: for a new database, what the service may not make in it.
+        extensions: what takes a superuser, which migrations are not.
         variables: for the service, but for the URL of the database.
         accounts: for a new database, what makes them.
         say: shows a line.
@@ -73,8 +73,7 @@ def ensure(
             if exists:
                 _seal(connection)  # what somebody stores there from now on would be lost
             _create(connection, fresh, template=NAME if exists else "template0")
-            if not exists:
-                _extend(server, fresh, extensions)
+            _extend(server, fresh, extensions)
             said = _run([_make("migrate")], variables, "The migration failed")
             if not exists:
                 _run([_make("seed")], variables, "Filling the database failed")
@@ -151,7 +150,7 @@ def _create(connection: Connection, name: str, template: str) -> None:
 def _extend(server: DevelopmentServer, name: str, extensions: Sequence[str]) -> None:
     with server.connect(name) as connection:
         for extension in extensions:
-            connection.execute(sql.SQL("CREATE EXTENSION {}").format(sql.Identifier(extension)))
+            connection.execute(sql.SQL("CREATE EXTENSION IF NOT EXISTS {}").format(sql.Identifier(extension)))
 
 
 def _publish(connection: Connection, fresh: str, notes: str) -> None:
