@@ -40,9 +40,7 @@ def main() -> int:
         help="the service, on servers that keep their data in .dev/; its own arguments follow --",
     )
     run.add_argument("--redis", action="store_true", help="it needs a Redis")
-    run.add_argument(
-        "--extension", action="append", default=[], help="that no migration may make"
-    )
+    run.add_argument("--extension", action="append", default=[], help="that no migration may make")
     run.add_argument(
         "--account",
         action="append",
@@ -210,7 +208,9 @@ def _psql(options: argparse.Namespace) -> int:
                 place.take()  # unless somebody migrates it just now
                 stack.callback(place.leave)
                 database.sweep(connection)
-        return _open_psql(brought or installed, server.url(database.NAME, "postgresql"), options.more)
+        return _open_psql(
+            brought or installed, server.url(database.NAME, "postgresql"), options.more
+        )
 
 
 def _open_psql(program: str | None, conninfo: str, arguments: Sequence[str]) -> int:

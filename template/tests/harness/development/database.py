@@ -150,7 +150,9 @@ def _create(connection: Connection, name: str, template: str) -> None:
 def _extend(server: DevelopmentServer, name: str, extensions: Sequence[str]) -> None:
     with server.connect(name) as connection:
         for extension in extensions:
-            connection.execute(sql.SQL("CREATE EXTENSION IF NOT EXISTS {}").format(sql.Identifier(extension)))
+            connection.execute(
+                sql.SQL("CREATE EXTENSION IF NOT EXISTS {}").format(sql.Identifier(extension))
+            )
 
 
 def _publish(connection: Connection, fresh: str, notes: str) -> None:
