@@ -18,7 +18,9 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -311,6 +313,36 @@ def test_ports_that_are_taken_are_left(plain: Desk) -> None:
     with plain.running() as again:
         assert again.ports() == ports
         again.interrupt()
+
+
+LATE = """\
+import socket, sys, time
+if "uvicorn" in sys.orig_argv:
+    for _ in range(3000):
+        with socket.socket() as probe:
+            if not probe.connect_ex(("127.0.0.1", {port})):
+                break
+        time.sleep(0.01)
+"""
+
+
+def test_who_is_quicker_to_take_the_port_is_not_taken_for_the_service(
+    plain: Desk, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    (tmp_path / "sitecustomize.py").write_text(LATE.format(port=port))
+    running = plain.start(f"--port {port}", PYTHONPATH=str(tmp_path))
+    try:
+        wait_until(lambda: (plain.path / ".dev/uvicorn").exists(), "uvicorn's process")
+        with ThreadingHTTPServer(("127.0.0.1", port), SimpleHTTPRequestHandler) as quicker:
+            Thread(target=quicker.serve_forever, daemon=True).start()
+            assert running.process.wait(timeout=60) == 2
+            quicker.shutdown()
+        assert f"Port {port} is taken" in running.output()
+        assert "service  " not in running.output()
+    finally:
+        running.kill_everything()
 
 
 def test_arguments_go_to_uvicorn(plain: Desk) -> None:

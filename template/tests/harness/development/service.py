@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import signal
-import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
 from ..environment import ROOT
 from ..errors import HarnessError
@@ -25,6 +28,7 @@ _STOP_SECONDS = 20
 # By the folder, its process is known again.
 _COMMAND = [sys.executable, "-m", "uvicorn", f"--app-dir={ROOT}"]
 _NOTE = "uvicorn"
+_HEADER = "X-Make-Run"
 
 
 def end_last(place: Place) -> None:
@@ -41,7 +45,9 @@ class Service:
 
     def __init__(self, arguments: Sequence[str], place: Place) -> None:
         """Read uvicorn's arguments, the application first."""
-        self._command = [*_COMMAND, *arguments]
+        # By it, what answers is known as ours, and not another's who was quicker to take the port.
+        self._ours = secrets.token_hex(8)
+        self._command = [*_COMMAND, *arguments, "--header", f"{_HEADER}:{self._ours}"]
         self._note = place.path / _NOTE
         self._process: subprocess.Popen[bytes] | None = None
         options = argparse.ArgumentParser("uvicorn", add_help=False, allow_abbrev=False)
@@ -87,12 +93,23 @@ class Service:
             self._note.write_text(str(self._process.pid), encoding="ascii")
         if self._socket:
             return self._socket
-        while not _listens(self._host, port):
+        while not self._answers(port):
             if (status := self._process.poll()) is not None:
                 raise HarnessError(f"uvicorn ended with status {status} before it answered.")
             time.sleep(0.02)
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"{self._scheme}://{host}:{port}"
+
+    def _answers(self, port: int) -> bool:
+        client = HTTPConnection(self._host, port, timeout=1)
+        if self._scheme == "https":
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            client = HTTPSConnection(self._host, port, timeout=1, context=context)
+        with closing(client), suppress(OSError, HTTPException):
+            client.request("GET", "/health/live")
+            return client.getresponse().getheader(_HEADER) == self._ours
+        return False
 
     def _stop(self) -> None:
         """Let requests in flight end, but not wait for clients that stay.
@@ -111,14 +128,6 @@ class Service:
             for pid in (process.pid, *workers):
                 os.kill(pid, signal.SIGKILL)
             process.wait()
-
-
-def _listens(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 def _of_environment(option: str) -> str | None:
