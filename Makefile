@@ -46,7 +46,7 @@ service: $(UV)
 	$(MAKE) --no-print-directory -C "$$dest" test; \
 	echo; \
 	echo "$$dest: rendered and tested in $$(($$(date +%s) - began)) s. What next:"; \
-	printf '  %s\n' "cd \"$$dest\"" "git init && git add -A && git commit -m 'Scaffold the service'" "make help"
+	printf '  %s\n' "cd \"$$dest\"" "git init && git add -A && git commit -m 'Scaffold the service'" "make run"
 
 test: $(UV)
 	@$(WITH_SED) $(UV) run pytest -n auto --dist worksteal $(ARGS)

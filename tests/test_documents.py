@@ -23,7 +23,7 @@ LINK = re.compile(r"\]\((?!http)([^)#]+)")
 
 # Suffixes by which a word in backticks is known to be a file.
 SUFFIXES = (".py", ".md", ".toml", ".yaml", ".yml", ".ini", ".example", ".lock", "/")
-MADE_BY_A_RUN = {"uv.lock", ".env"}
+MADE_BY_A_RUN = {"uv.lock", ".env", ".dev/"}
 
 
 def test_documents_name_targets_that_exist(service: Project) -> None:

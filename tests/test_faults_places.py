@@ -218,7 +218,7 @@ def test_root_of_a_user_namespace_that_may_make_no_other(small: Small) -> None:
     output = service.red()
     assert "root without the rights to become another user" in output
     assert "the kernel allows none" in output
-    assert "Run the tests as an ordinary user" in output
+    assert "Run as an ordinary user" in output
     assert "Traceback" not in output
 
 

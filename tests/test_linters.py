@@ -46,7 +46,7 @@ def check_schema(project: Path, name: str, *, status: int = 0) -> None:
 
 
 def test_dockerfile(service: Project) -> None:
-    lint(service.path, "hadolint", DOCKERFILE)
+    lint(service.path, "hadolint", DOCKERFILE, f".devcontainer/{DOCKERFILE}")
 
 
 def test_yaml(service: Project) -> None:

@@ -17,6 +17,7 @@ itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code,
                        putback: rows put back, and compared
                        connections: those of the service, kept from test to test
                        statements: what a session remembers of one
+    development/       what `make run` brings: such servers, and the service
     checks/            offline: what tests can't reach
                        versions: the oldest that will do
                        read_only: what is done without, where nothing can be written

@@ -14,7 +14,7 @@ import secrets
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,28 +164,26 @@ def prepare(
 
 
 def _own(variable: str) -> str | None:
-    """The application's own value of a variable: from the environment, or from `.env`."""
+    """The application's own value of a variable: from the environment, `.env` or `make run`."""
     kept = f"HARNESS_APPLICATION_{variable}"  # workers inherit an environment already prepared
     if kept not in os.environ:
         from dotenv import dotenv_values
 
-        found = [
-            values[name]
-            for values in (dotenv_values(ROOT / ".env"), os.environ)
-            for name in _spellings(variable, values)
-        ]
+        files = (dotenv_values(ROOT / name) for name in (".dev/env", ".env"))
+        sources: list[Mapping[str, str | None]] = [*files, os.environ]
+        found = [values[name] for values in sources for name in spellings(variable, values)]
         os.environ[kept] = next((value for value in reversed(found) if value), "")
     return os.environ[kept] or None
 
 
 def _set(variable: str, value: str) -> None:
     """Set a variable of the service, in whatever case it was set before."""
-    for name in _spellings(variable, os.environ):
+    for name in spellings(variable, os.environ):
         del os.environ[name]
     os.environ[variable] = value
 
 
-def _spellings(variable: str, names: Iterable[str]) -> list[str]:
+def spellings(variable: str, names: Iterable[str]) -> list[str]:
     """Which of these names pydantic-settings takes for a variable, the exact one last."""
     found = [name for name in names if name.upper() == variable.upper()]
     return sorted(found, key=lambda name: name == variable)

