@@ -364,6 +364,19 @@ def test_arguments_go_to_uvicorn(plain: Desk) -> None:
         running.interrupt()
 
 
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
+def test_over_tls(plain: Desk, tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    run(
+        *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"),
+        *("-keyout", key, "-out", certificate),
+        cwd=tmp_path,
+    )
+    with plain.running(f"--ssl-keyfile {key} --ssl-certfile {certificate}") as running:
+        assert running.base.startswith("https://")
+        running.interrupt()
+
+
 @pytest.mark.parametrize("where", ["the environment", ".env"])
 @pytest.mark.parametrize(
     ("variable", "url", "reason"),
