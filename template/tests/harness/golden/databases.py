@@ -22,10 +22,10 @@ import json
 import re
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 from urllib.parse import unquote
 
 import psycopg
@@ -319,9 +319,7 @@ def drop(connection: Connection, databases: Iterable[Database], timeout: float =
         except (psycopg.errors.ObjectInUse, psycopg.errors.InsufficientPrivilege):
             # A superuser's session, or one of the server's own, which it ends for any owner.
             try:
-                if database.valid and database.kind != "g":
-                    with _into(connection, database.name) as inside:
-                        let_go(inside)
+                let_go(connection, database.name)
                 disconnect(connection, database.name, timeout)
                 connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(name))
             except psycopg.errors.ObjectInUse:
@@ -333,40 +331,43 @@ def drop(connection: Connection, databases: Iterable[Database], timeout: float =
         raise HarnessError("\n".join(problems))
 
 
-def _into(connection: Connection, name: str) -> Connection:
-    """Another connection like this one, to another database."""
-    info = connection.info  # without the password
-    conninfo = make_conninfo(info.dsn, dbname=name, password=info.password or None)
-    return Connection.connect(conninfo, autocommit=True)
-
-
-def let_go(inside: Connection) -> list[str]:
+def let_go(connection: Connection, name: str) -> list[str]:
     """End what keeps a database from being dropped though nobody is connected to it.
 
     Args:
-        inside: a connection to it.
+        connection: to another database of the server.
+        name: of one of ours, or of none.
 
     Returns:
         A line for each prepared transaction, which is rolled back, and for each subscription.
     """
-    lines = []
-    for (gid,) in inside.execute(
-        "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
-    ).fetchall():
-        inside.execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(gid)))
-        lines.append(f"  the prepared transaction {gid}")
-    for (name,) in inside.execute(
-        "SELECT subname FROM pg_subscription JOIN pg_database d ON d.oid = subdbid WHERE datname = current_database()"
-    ).fetchall():
-        subscription = sql.Identifier(name)
-        for end in (
-            "ALTER SUBSCRIPTION {} DISABLE",
-            "ALTER SUBSCRIPTION {} SET (slot_name = NONE)",  # of another server's, perhaps
-            "DROP SUBSCRIPTION {}",
-        ):
-            inside.execute(sql.SQL(end).format(subscription))
-        lines.append(f"  the subscription {name}")
-    return lines
+    found = connection.execute(
+        """
+        SELECT 'prepared transaction', gid FROM pg_prepared_xacts WHERE database = %(name)s
+        UNION ALL SELECT 'subscription', subname
+        FROM pg_subscription JOIN pg_database d ON d.oid = subdbid WHERE datname = %(name)s
+        """,
+        {"name": name},
+    ).fetchall()
+    if found:
+        info = connection.info  # its dsn is without the password
+        conninfo = make_conninfo(info.dsn, dbname=name, password=info.password or None)
+        with Connection.connect(conninfo, autocommit=True) as inside:
+            for kind, holder in found:
+                for end in _ENDS[kind]:
+                    quoted = sql.Literal(holder) if kind.startswith("p") else sql.Identifier(holder)
+                    inside.execute(sql.SQL(end).format(quoted))
+    return [f"  the {kind} {holder}" for kind, holder in found]
+
+
+_ENDS: dict[str, Sequence[LiteralString]] = {
+    "prepared transaction": ["ROLLBACK PREPARED {}"],
+    "subscription": [
+        "ALTER SUBSCRIPTION {} DISABLE",
+        "ALTER SUBSCRIPTION {} SET (slot_name = NONE)",  # of another server's, perhaps
+        "DROP SUBSCRIPTION {}",
+    ],
+}
 
 
 def disconnect(connection: Connection, name: str, timeout: float = 5) -> None:

@@ -218,8 +218,7 @@ class WorkerDatabase:
         left = Left()
         left.sessions, now = self._end_sessions(now)
         if now is None or now.holds:
-            with self._connect() as inside:
-                left.sessions += databases.let_go(inside)
+            left.sessions += databases.let_go(self._connection, self._environment.database)
         if self._kept is not None and self._kept.uncounted:
             now = None
         if now is not None and now.shared != self._shared:
