@@ -477,11 +477,11 @@ def test_autovacuum_is_not_in_the_way(server: Server, service: Small) -> None:
 def test_database_of_the_worker_dropped_during_a_test(service: Small) -> None:
     passed(service.outcome(SMALL))
     with service.console() as console:
-        process = service.begin(LINGERS, CONNECTS, LINGER="3")
-        worker = "SELECT datname FROM pg_stat_activity WHERE datname ~ '^app_w_.*_main$'"
-        wait_until(lambda: console.sql(f"{worker} AND state ~ 'in transaction'"), "it lingers")
-        (database,) = console.sql(worker)[0]
-        console.sql(f"DROP DATABASE {database} WITH (FORCE)")
+        with service.held(LINGERS, CONNECTS) as process:
+            (database,) = console.sql(
+                "SELECT datname FROM pg_database WHERE datname ~ '^app_w_.*_main$'"
+            )[0]
+            console.sql(f"DROP DATABASE {database} WITH (FORCE)")
         outcome = service.end(process)
     assert outcome.counts.pop("failed") == 1
     assert outcome.counts.pop("passed") == 1
