@@ -271,10 +271,12 @@ def private(folder: Path) -> Path:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file that nobody else may read or write, whatever the umask."""
-    path.unlink(missing_ok=True)  # its rights would stay
-    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+    """Put a file there, whole or not at all, that nobody else may read or write, whatever the umask."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)  # its rights would stay
+    with open(fresh, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         file.write(content)
+    fresh.replace(path)
 
 
 def _ours(base: Path) -> bool:
