@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import secrets
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from .golden import databases
 from .golden.databases import Connection, Database
 from .servers import guard
 from .servers import postgres as server
+from .servers.psql import open_psql
 
 
 def main() -> int:
@@ -124,11 +124,7 @@ def _psql(options: argparse.Namespace) -> int:
                 raise HarnessError("There is no database yet: run the tests first.")
         program = binaries / "psql" if (binaries / "psql").exists() else "psql"
         try:
-            return subprocess.run(
-                [program, "--dbname", current.conninfo(name), *options.psql_arguments], check=False
-            ).returncode
-        except FileNotFoundError as error:
-            raise HarnessError("psql is not installed.") from error
+            return open_psql(program, current.conninfo(name), options.psql_arguments)
         finally:
             databases.drop(connection, [d for d in databases.ours(connection) if d.name == scratch])
 

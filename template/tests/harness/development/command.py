@@ -8,18 +8,15 @@ import os
 import re
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
-from collections.abc import Sequence
 from contextlib import ExitStack
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ..environment import ROOT
 from ..errors import HarnessError
 from ..servers import urls
+from ..servers.psql import open_psql
 from . import database
 from .place import DEV, Place, given
 from .postgres import DevelopmentServer
@@ -197,7 +194,7 @@ def _psql(options: argparse.Namespace) -> int:
     brought = shutil.which("psql", path=f"{folders[0]}/pginstall/bin" if folders else "")
     installed = shutil.which("psql")
     if own := given("DATABASE_URL"):  # it may ask for TLS, which the one of the package can't
-        return _open_psql(installed or brought, _for_libpq(own[0]), options.more)
+        return open_psql(installed or brought, _for_libpq(own[0]), options.more)
     if not (DEV / "postgres").exists():
         raise HarnessError("There is no database yet: make run makes it.")
     place = Place()
@@ -208,20 +205,9 @@ def _psql(options: argparse.Namespace) -> int:
                 place.take()  # unless somebody migrates it just now
                 stack.callback(place.leave)
                 database.sweep(connection)
-        return _open_psql(
+        return open_psql(
             brought or installed, server.url(database.NAME, "postgresql"), options.more
         )
-
-
-def _open_psql(program: str | None, conninfo: str, arguments: Sequence[str]) -> int:
-    if program is None:
-        raise HarnessError("psql is not installed.")
-    parts = conninfo_to_dict(conninfo)
-    password = str(parts.pop("password", None) or "")  # its arguments, everybody can read
-    command = [program, "--dbname", make_conninfo("", **parts), *arguments]
-    environment = {**os.environ, "PGPASSWORD": password} if password else None
-    signal.signal(signal.SIGINT, lambda *_: None)  # it is psql's
-    return subprocess.run(command, env=environment, check=False).returncode
 
 
 def _reset(options: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from ..environment import ROOT, spellings
+from ..environment import ROOT, spellings, write
 from ..errors import HarnessError
 from ..servers.locks import FileLock
 
@@ -78,37 +78,14 @@ class Place:
             ) from error
         if name not in known:
             known[name] = secrets.token_urlsafe(size)
-            write(self._secrets, json.dumps(known, indent=2))
+            write(self._secrets, json.dumps(known, indent=2).encode(), durable=True)
         return known[name]
 
     def tell(self, variables: Mapping[str, str]) -> None:
         """Write down the variables of the service, for commands that are run beside it."""
         lines = [f"{name}={value}\n" for name, value in variables.items()]
-        write(
-            self.path / "env",
-            "# Made by `make run`. Settings of yours go to .env.\n" + "".join(lines),
-        )
-
-
-def write(path: Path, text: str) -> None:
-    """Put a file there, whole or not at all, that its owner alone can read."""
-    fresh = path.with_suffix(".new")
-    fresh.unlink(missing_ok=True)
-    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.rename(path)
-    sync(path.parent)
-
-
-def sync(folder: Path) -> None:
-    """Let the names in a folder outlive the machine."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        text = "# Made by `make run`. Settings of yours go to .env.\n" + "".join(lines)
+        write(self.path / "env", text.encode(), durable=True)
 
 
 def given(variable: str) -> tuple[str, str] | None:

@@ -23,7 +23,7 @@ from ..errors import HarnessError
 from ..servers import user
 from ..servers.binaries import binaries
 from ..servers.postgres import EmbeddedServer, command_line
-from .place import Place, sync
+from .place import Place
 from .processes import HOST, first_port, on_a_free_port
 
 ROLE = "service"
@@ -152,7 +152,7 @@ class DevelopmentServer(EmbeddedServer):
         if not os.path.lexists(self.data):
             self._initdb(folder, version)
             for names in (self.home, self.home.parent, self.home.parent.parent):
-                sync(names)
+                environment.sync(names)
             how = "created"
         elif not self._is_current(version):
             raise HarnessError(

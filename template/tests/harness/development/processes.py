@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import HarnessError
-from ..servers.postgres import command_line
+from ..servers.postgres import children, command_line
 
 HOST = "127.0.0.1"
 TRIES = 20
@@ -45,6 +46,21 @@ def end(note: Path, mark: str) -> None:
             note.unlink(missing_ok=True)
             return
     raise HarnessError(f"Process {pid}, which an earlier run left behind, can't be ended.")
+
+
+def stop(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Let a process that we started end, and after so many seconds kill it and those that it started."""
+    if process.poll() is not None:
+        return
+    started = children(process.pid)
+    process.terminate()
+    try:
+        process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        for pid in (process.pid, *started):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
 
 
 def first_port(folder: Path, least: int) -> int:

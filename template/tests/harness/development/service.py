@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
-import signal
 import ssl
 import subprocess
 import sys
@@ -17,9 +16,8 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
 from ..environment import ROOT
 from ..errors import HarnessError
-from ..servers.postgres import children
 from .place import Place
-from .processes import TRIES, end, on_a_free_port
+from .processes import TRIES, end, on_a_free_port, stop
 from .stopping import undisturbed
 
 _FIRST_PORT = 8000
@@ -93,14 +91,23 @@ class Service:
             self._note.write_text(str(self._process.pid), encoding="ascii")
         if self._socket:
             return self._socket
-        while not self._answers(port):
-            if (status := self._process.poll()) is not None:
-                raise HarnessError(f"uvicorn ended with status {status} before it answered.")
-            time.sleep(0.02)
+        try:
+            while not self._answers(port):
+                if (status := self._process.poll()) is not None:
+                    raise HarnessError(f"uvicorn ended with status {status} before it answered.")
+                time.sleep(0.02)
+        except HarnessError:
+            self._stop()
+            raise
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"{self._scheme}://{host}:{port}"
 
     def _answers(self, port: int) -> bool:
+        """Whether it is ready.
+
+        Raises:
+            HarnessError: somebody else answers there: two may take a port before either listens.
+        """
         client = HTTPConnection(self._host, port, timeout=1)
         if self._scheme == "https":
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -108,7 +115,9 @@ class Service:
             client = HTTPSConnection(self._host, port, timeout=1, context=context)
         with closing(client), suppress(OSError, HTTPException):
             client.request("GET", "/health/live")
-            return client.getresponse().getheader(_HEADER) == self._ours
+            if client.getresponse().getheader(_HEADER) != self._ours:
+                raise HarnessError(f"Another service answers on port {port}.")
+            return True
         return False
 
     def _stop(self) -> None:
@@ -117,17 +126,8 @@ class Service:
         Where it was Ctrl-C, the terminal has told it already. Two different signals don't hurry it,
         as two of that do.
         """
-        process = self._process
-        if process is None or process.poll() is not None:
-            return
-        workers = children(process.pid)
-        process.terminate()
-        try:
-            process.wait(timeout=_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            for pid in (process.pid, *workers):
-                os.kill(pid, signal.SIGKILL)
-            process.wait()
+        if self._process is not None:
+            stop(self._process, _STOP_SECONDS)
 
 
 def _of_environment(option: str) -> str | None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import socket
 import subprocess
 from contextlib import suppress
 
 from ..servers.valkey import launch
 from .place import Place
-from .processes import HOST, end, first_port, on_a_free_port
+from .processes import HOST, end, first_port, on_a_free_port, stop
 
 _START_SECONDS = 60  # it reads all that it has kept
 _STOP_SECONDS = 30
@@ -82,10 +81,5 @@ class DevelopmentValkey:
 
     def stop(self) -> None:
         """Let it write what it has, and end."""
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(timeout=_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        stop(self._process, _STOP_SECONDS)
         self._note.unlink(missing_ok=True)
