@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pwd
@@ -84,6 +85,15 @@ def plain(plain_that_ran: Desk, tmp_path: Path) -> Iterator[Desk]:
     yield desk
     desk.assert_nothing_left()
     remove_clusters(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def first_port(request: pytest.FixtureRequest, shared: Path) -> Iterator[None]:
+    """Keep other workers from starting a service while a test takes its first port."""
+    takes = request.function is test_ports_that_are_taken_are_left
+    with (shared / "first-port").open("w") as users:
+        fcntl.flock(users, fcntl.LOCK_EX if takes else fcntl.LOCK_SH)
+        yield
 
 
 ANYBODY = """\
@@ -316,25 +326,39 @@ def test_ports_that_are_taken_are_left(plain: Desk) -> None:
 
 
 LATE = """\
-import socket, sys, time
-if "uvicorn" in sys.orig_argv:
+import pathlib, socket, sys, time
+bind = socket.socket.bind
+
+def wait():
+    pathlib.Path({late!r}).touch()
     for _ in range(3000):
         with socket.socket() as probe:
             if not probe.connect_ex(("127.0.0.1", {port})):
                 break
         time.sleep(0.01)
+
+def bind_and_wait(self, address):
+    bind(self, address)
+    wait()
+
+if "uvicorn" in sys.orig_argv:
+    {how}
 """
 
 
+@pytest.mark.parametrize("how", ["wait()", "socket.socket.bind = bind_and_wait"])
 def test_who_is_quicker_to_take_the_port_is_not_taken_for_the_service(
-    plain: Desk, tmp_path: Path
+    how: str, plain: Desk, tmp_path: Path
 ) -> None:
+    """Before uvicorn takes it, too, or when it does not listen there yet."""
     with socket.create_server(("127.0.0.1", 0)) as found:
         port = found.getsockname()[1]
-    (tmp_path / "sitecustomize.py").write_text(LATE.format(port=port))
+    late = tmp_path / "late"
+    text = LATE.format(port=port, late=str(late), how=how)
+    (tmp_path / "sitecustomize.py").write_text(text)
     running = plain.start(f"--port {port}", PYTHONPATH=str(tmp_path))
     try:
-        wait_until(lambda: (plain.path / ".dev/uvicorn").exists(), "uvicorn's process")
+        wait_until(late.exists, "uvicorn is late")
         with ThreadingHTTPServer(("127.0.0.1", port), SimpleHTTPRequestHandler) as quicker:
             Thread(target=quicker.serve_forever, daemon=True).start()
             assert running.process.wait(timeout=60) == 2
