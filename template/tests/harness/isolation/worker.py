@@ -336,7 +336,8 @@ class WorkerDatabase:
 
     def look(self) -> Reading | None:
         """Before the set-up of a wider fixture, in the midst of a test: for `push()`."""
-        return self._read()
+        _, now = self._staying(self._read())
+        return now
 
     def push(self, fixture: str, before: Reading | None) -> Stored:
         """After the set-up of a wider fixture: what it changed becomes what is put back to.

@@ -518,6 +518,12 @@ def _locale_provider(version: str) -> list[str]:
 
 def _remove(path: Path) -> None:
     """Delete whatever there is, folders without permissions included."""
+    while os.path.lexists(path):
+        with suppress(FileNotFoundError):  # initdb, interrupted, takes away what it made as well
+            _delete(path)
+
+
+def _delete(path: Path) -> None:
     if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
         return
