@@ -645,3 +645,4 @@ def test_what_a_fixture_may_not_do(small: Small) -> None:
     assert found.keys() == SAYS.keys(), output[-6000:]
     for name, words in SAYS.items():
         assert words in found[name], found[name]
+    small.harness("clean")  # the databases of failed tests are kept
