@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from .statements import Names
 if TYPE_CHECKING:
     from .connections import KeptConnections
 
+_TRIES = 5
 _GRACE = 0.5  # seconds that a session has to leave after its test; a client closes before its backend ends
 _KEPT_DATABASES = 5  # of failing tests, in one run
 _SHOWN = 10  # sessions that a test left, of perhaps hundreds
@@ -160,6 +162,10 @@ class WorkerDatabase:
 
     def verify(self) -> list[str]:
         """How the database differs from what was published; empty when it does not."""
+        for _ in range(_TRIES):
+            with suppress(psycopg.OperationalError, HarnessError):  # somebody ended our session
+                return golden.verify(self._putback.connection, self.golden)
+            self._putback.close()
         return golden.verify(self._putback.connection, self.golden)
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ machine, which the boot id tells, or when it does not start, it is made anew. Th
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -35,6 +36,7 @@ import psycopg
 
 from .. import environment
 from ..errors import HarnessError
+from ..waiting import polls
 from . import user
 from .binaries import binaries, program, version_of
 from .locks import FileLock
@@ -46,6 +48,7 @@ FORMAT = 2
 
 _INITDB_SECONDS = 60
 _START_SECONDS = 30
+_DELETE_SECONDS = 5
 _MUTEX_SECONDS = 120  # more than what whoever holds it may take
 _UNUSED_SECONDS = 24 * 3600
 _UNUSED_ELSEWHERE_SECONDS = 3600
@@ -518,9 +521,14 @@ def _locale_provider(version: str) -> list[str]:
 
 def _remove(path: Path) -> None:
     """Delete whatever there is, folders without permissions included."""
-    while os.path.lexists(path):
-        with suppress(FileNotFoundError):  # initdb, interrupted, takes away what it made as well
+    for waited in polls(_DELETE_SECONDS):
+        try:
             _delete(path)
+            return
+        except OSError as error:
+            # initdb, interrupted, takes away what it made as well, and its child still writes.
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY) or waited >= _DELETE_SECONDS:
+                raise
 
 
 def _delete(path: Path) -> None:
