@@ -99,8 +99,24 @@ def test_seeder_fails(failure: str, small: Small, complete: Any) -> None:
     small.healed(complete, says=BUILT)
 
 
-def test_all_workers_tell_the_same_cause(small: Small, complete: Any) -> None:
-    output = small.red("-n", "2", SEED="raise SystemExit(7)")
+LATE = """
+import os, pytest, time
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop():
+    if os.environ.get("PYTEST_XDIST_WORKER") == os.environ.get("LATE"):
+        time.sleep(3)
+    return (yield)
+"""
+
+
+@pytest.mark.parametrize("late", ["nobody", "gw1"])
+def test_all_workers_tell_the_same_cause(late: str, small: Small, complete: Any) -> None:
+    """One that comes when the other has gone, and has stopped the server, too."""
+    conftest = small.path / "tests/conftest.py"
+    with edited(conftest, f"{conftest.read_text()}{LATE}"):
+        output = small.red("-n", "2", SEED="raise SystemExit(7)", LATE=late)
     assert small.seedings() == 1
     assert output.count(f"{NOT_BUILT}: a command ended with status 7") == 2
     assert output.count(SEEDER) == 2

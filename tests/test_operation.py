@@ -213,9 +213,13 @@ def test_the_first_message_finds_the_assistant_warm(there: Production) -> None:
         service.headers["Authorization"] = f"Bearer {log_in(service, there, 'is_staff = true')}"
         conversation = begin_conversation(service)
         wait_until(lambda: "the assistant is warm" in service.log.read_text(), "it is warm")
-        begun_at = time.perf_counter()
-        assert service.call("POST", f"{conversation}/messages", {"content": "Hello!"})[0] == 200
-        assert time.perf_counter() - begun_at < 1
+        seconds = []
+        for _ in range(6):
+            begun_at = time.perf_counter()
+            assert service.call("POST", f"{conversation}/messages", {"content": "Hello!"})[0] == 200
+            seconds.append(time.perf_counter() - begun_at)
+        print(*(f"{each * 1000:.0f} ms" for each in seconds))
+        assert seconds[0] < 5 * max(seconds[1:]), "it takes as long as any other"
 
 
 # --- Migrations ----------------------------------------------------------------------------------
@@ -229,14 +233,14 @@ async def main():
     url = make_url(settings.database_url)
     _, options = url.get_dialect()().create_connect_args(url)
     connection = await asyncpg.connect(**options)
-    slowest = 0.0
+    waits = 0
     print("reading", flush=True)
     while time.monotonic() < end:
         begun = time.perf_counter()
         await connection.fetch("SELECT count(*) FROM customers")
-        slowest = max(slowest, time.perf_counter() - begun)
+        waits += time.perf_counter() - begun > 1
         await asyncio.sleep(0.02)
-    print(slowest)
+    print(waits)
 
 end = time.monotonic() + float(sys.argv[1])
 asyncio.run(main())
@@ -285,9 +289,9 @@ def test_a_migration_lets_others_read(unmigrated: Production) -> None:
     assert reader.stdout
     assert reader.stdout.readline() == "reading\n"
     with begun(project, env, "alembic", "upgrade", "head") as upgrade:
-        slowest = float(reader.communicate()[0])
+        waits = int(reader.communicate()[0])
         assert upgrade.poll() is None, "it still tries"
-        assert 1 < slowest < 3, "it waited for its lock, and no longer"
+        assert waits >= 2, "reads waited behind its lock, and went on, more than once"
         unmigrated.servers.sql("COMMIT")
         output = upgrade.communicate(timeout=60)[0]
     assert upgrade.returncode == 0, output

@@ -165,7 +165,7 @@ class Harness:
             return ""
         from .servers import postgres
 
-        self._server = postgres.EmbeddedServer(self.environment.home)
+        self._server = postgres.EmbeddedServer(self.environment.home, run=self.environment.run)
         started = self._server.start()
         postgres.sweep(self.environment.home)
         return f"PostgreSQL {started.version}, embedded, {started.how} in {started.seconds:.2f} s"

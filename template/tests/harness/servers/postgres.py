@@ -103,8 +103,9 @@ class EmbeddedServer:
     password = ""  # nobody else reaches the socket
     start_seconds = _START_SECONDS
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, run: str = "") -> None:
         self.home = home
+        self.run = run
         self.data = home / "data"
         self.mark = f"postgres -D {self.data} -c"
         """What its command line holds, and that of no other process."""
@@ -434,9 +435,13 @@ class EmbeddedServer:
         return [line.strip() for line in text.splitlines()]
 
     def _forget_failures(self) -> None:
-        """Nobody runs: what killed runs noted for their workers concerns nobody."""
+        """Nobody else is here: what killed runs noted for their workers concerns nobody.
+
+        Our own run's workers may come later than we go.
+        """
         for note in self.home.glob("failed-*"):
-            note.unlink(missing_ok=True)
+            if note.name != f"failed-{self.run}":
+                note.unlink(missing_ok=True)
 
 
 def command_line(pid: int) -> str:
