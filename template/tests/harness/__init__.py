@@ -15,6 +15,7 @@ itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code,
                        clones: spares that replace it
                        changes: what Postgres counted (content: what it should hold)
                        putback: rows put back, and compared
+                       pools: what they keep in tests, which is nothing
                        connections: those of the service, kept from test to test
                        statements: what a session remembers of one
     development/       what `make run` brings: such servers, and the service
@@ -29,7 +30,10 @@ itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code,
     lifespan           an application's, for clients
     plugin             the hooks of pytest
 
-`python -m tests.harness` shows what is there, opens psql, and cleans up.
+    doctor             what a project still needs (checks/looking: what pytest sees of it)
+    commands           what is there, psql, cleaning up
+
+`python -m tests.harness` runs these two.
 """
 
 from __future__ import annotations

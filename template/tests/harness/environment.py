@@ -120,6 +120,9 @@ class Environment:
         return str(max(1, int(first) if first and first.isdecimal() else 0) + worker)
 
 
+of_the_shell = {**os.environ}
+"""The environment as it was before `prepare()`."""
+
 current: Environment
 """Set by `prepare()`."""
 

@@ -51,7 +51,7 @@ def _ready(harness: Harness | None, request: pytest.FixtureRequest) -> Harness:
     return harness
 
 
-@pytest_asyncio.fixture(scope="session", autouse=True)
+@pytest_asyncio.fixture(scope="session", loop_scope="session", autouse=True)
 def _session_loop(enterprise_database_setup: Harness | None) -> Any:
     """The event loop on which connections of the service are kept from test to test.
 

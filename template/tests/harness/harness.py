@@ -144,7 +144,7 @@ class Harness:
         )
         self.worker.open()
         with suppress(ModuleNotFoundError):  # the service uses Postgres without SQLAlchemy
-            uncommitted.watch()
+            self._watch_sqlalchemy()
         self.header = [
             f"database: {server}",
             f"golden: {self.worker.golden.name}, {self.worker.golden.story}",
@@ -152,6 +152,12 @@ class Harness:
         ]
         if swept:
             self.header.append(f"swept: {len(swept)} databases that runs before left behind")
+
+    def _watch_sqlalchemy(self) -> None:
+        from .isolation import pools
+
+        uncommitted.watch()
+        pools.watch()
 
     def _kept_connections(self) -> KeptConnections | None:
         try:

@@ -230,8 +230,8 @@ def _create_extension(connection: Connection, name: str) -> None:
 
 
 def _create_all(environment: Environment, recipe: Recipe, database: str) -> None:
-    tables = metadata(recipe)
-    if tables is None:
+    found = metadata(recipe)
+    if not found:
         return
     import sqlalchemy
 
@@ -241,7 +241,8 @@ def _create_all(environment: Environment, recipe: Recipe, database: str) -> None
         creator=lambda: databases.connect(environment, database),
         poolclass=sqlalchemy.NullPool,
     )
-    tables.create_all(engine)
+    for tables in found:
+        tables.create_all(engine)
 
 
 @dataclass(frozen=True)

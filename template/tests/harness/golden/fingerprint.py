@@ -57,9 +57,9 @@ def fingerprint(connection: Connection, recipe: Recipe) -> Fingerprint:
     return Fingerprint(total, parts)
 
 
-def metadata(recipe: Recipe) -> MetaData | None:
-    """The service's `MetaData`, imported now."""
-    return resolve(recipe.metadata) if recipe.metadata else None
+def metadata(recipe: Recipe) -> list[MetaData]:
+    """Each `MetaData` of the service, imported now."""
+    return [resolve(name) for name in recipe.metadatas]
 
 
 def ddl(recipe: Recipe) -> list[str]:
@@ -67,8 +67,8 @@ def ddl(recipe: Recipe) -> list[str]:
 
     A table's indexes come in no fixed order.
     """
-    tables = metadata(recipe)
-    if tables is None:
+    found = metadata(recipe)
+    if not found:
         return []
     from sqlalchemy import create_mock_engine
 
@@ -78,7 +78,8 @@ def ddl(recipe: Recipe) -> list[str]:
         statements.append(str(statement.compile(dialect=engine.dialect)))
 
     engine = create_mock_engine("postgresql+psycopg://", record)
-    tables.create_all(engine, checkfirst=False)
+    for tables in found:
+        tables.create_all(engine, checkfirst=False)
     return sorted(statements)
 
 
