@@ -3,11 +3,13 @@
 Owned by the template, and replaced by its updates: override, don't edit. A service describes
 itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code, follow a run:
 
+    layout             where all of it lies in the project
     environment        who this process is, and the URLs that the service gets
     shell              what of the user's shell tests see
     recipe             what the service says about itself
     servers/           guard: what is refused before anything is touched
-                       postgres, valkey: the embedded servers (locks: how processes share them)
+                       postgres, valkey: the embedded servers (locks: how processes share them;
+                       loopback: ports, where a socket will not do)
     golden/            databases: the names and marks of our databases, and how they go
                        fingerprint: what a golden database depends on (digest: what it holds)
                        build: the golden database, found, or built and published
@@ -19,7 +21,7 @@ itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code,
                        connections: those of the service, kept from test to test
                        statements: what a session remembers of one
     development/       what `make run` brings: such servers, and the service
-    checks/            offline: what tests can't reach
+    checks/            offline: what tests can't reach (addresses: whether it is that)
                        versions: the oldest that will do
                        read_only: what is done without, where nothing can be written
                        tasks, uncommitted: what a test left, or had not committed
@@ -42,8 +44,8 @@ import sys
 
 if sys.version_info < (3, 11):  # noqa: UP036 - said before anything that it can't read
     sys.exit(
-        "tests/harness needs Python 3.11 or newer, and this is {}.{}: {}".format(
-            *sys.version_info[:2], sys.executable
+        "{} needs Python 3.11 or newer, and this is {}.{}: {}".format(
+            __name__.replace(".", "/"), *sys.version_info[:2], sys.executable
         )
     )
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import secrets
@@ -21,13 +22,14 @@ from . import environment
 from .errors import HarnessError
 from .golden import databases
 from .golden.databases import Connection, Database
+from .layout import NAME, PACKAGE, ROOT, TESTS
 from .servers import guard
 from .servers import postgres as server
 
 
 def main() -> int:
     """Run the command. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tests.harness", description=__doc__)
+    parser = argparse.ArgumentParser(prog=f"python -m {NAME}", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser(
         "doctor", help="say what the project still needs for its tests to run, and what to write where"
@@ -39,7 +41,7 @@ def main() -> int:
     psql = commands.add_parser(
         "psql",
         help="open psql in a database: a kept one, or a fresh clone of the golden one",
-        epilog="What follows `--` goes to psql: python -m tests.harness psql -- -c 'SELECT 1'",
+        epilog=f"What follows `--` goes to psql: python -m {NAME} psql -- -c 'SELECT 1'",
     )
     psql.add_argument(
         "database",
@@ -55,11 +57,33 @@ def main() -> int:
     end = words.index("--") if "--" in words else len(words)
     options = parser.parse_args(words[:end], argparse.Namespace(psql_arguments=words[end + 1 :]))
     try:
+        _prepare()
         guard.check_url(environment.current)
         return int(options.run(options) or 0)
     except (HarnessError, psycopg.Error, OSError) as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def _prepare() -> None:
+    """Let the project say which servers are its tests', where the package of its tests does not.
+
+    Raises:
+        HarnessError: nobody does.
+    """
+    package = NAME.split(".")[:-1]
+    for folder in (TESTS, *TESTS.parents):
+        if hasattr(environment, "current"):
+            return
+        if (folder / "conftest.py").exists():
+            importlib.import_module(".".join([*package, "conftest"]))
+        if folder == ROOT or not package:
+            break
+        package.pop()
+    if not hasattr(environment, "current"):
+        raise HarnessError(
+            f"Neither {PACKAGE} nor a conftest.py calls prepare() of {NAME}.environment."
+        )
 
 
 def _status(_: argparse.Namespace) -> None:
@@ -74,7 +98,7 @@ def _status(_: argparse.Namespace) -> None:
             if (home / "data").is_dir():
                 _describe(home)
     if not (current.home / "data").is_dir():
-        print(f"{environment.ROOT}: no embedded server yet; the first run of the tests makes it")
+        print(f"{ROOT}: no embedded server yet; the first run of the tests makes it")
     elif server.EmbeddedServer(current.home).is_running():
         with databases.connect(current) as connection:
             _list_databases(connection)

@@ -24,22 +24,20 @@ from typing import Any
 
 from . import environment
 from .checks import versions
-from .environment import ROOT
 from .errors import HarnessError
+from .layout import CONFTEST, NAME, PACKAGE, ROOT, TESTS
 
-_HARNESS = __package__ or ""
-_TESTS = _HARNESS.rpartition(".")[0]
-_FOLDER = Path(__file__).parent.parent.relative_to(ROOT).as_posix()
+_TESTS = NAME.rpartition(".")[0]
 _LOOKING = Path(__file__).with_name("checks") / "looking"
 
 _PREPARE = f"""\
-from {_HARNESS}.environment import prepare
+from {NAME}.environment import prepare
 
 prepare(database_url="DATABASE_URL")  # the variable from which the service reads it"""
 _RECIPE = f"""\
-from {_HARNESS} import Recipe, module
+from {NAME} import Recipe, module
 
-pytest_plugins = ["{_HARNESS}.plugin"]
+pytest_plugins = ["{NAME}.plugin"]
 
 
 def pytest_harness_recipe() -> Recipe:
@@ -84,22 +82,22 @@ def main() -> int:
 
 def _findings() -> Iterator[Finding]:
     yield from _versions()
-    prepared = yield from _prepared()
     if not importlib.util.find_spec("pytest"):
         return
     seen, output = _ask_pytest()
     yield from _configuration(seen.get("configuration"))
+    yield from _prepared(seen)
     if "tests" not in seen:
-        yield Finding(False, "pytest does not start:", _last_lines(output))
+        yield from _does_not_start(seen, output)
         return
     yield from _collected(seen)
     yield from _loops(seen)
     yield from _unit_marker(seen)
-    if prepared and seen["loaded"]:
+    if not seen["loaded"]:
+        yield from _no_plugin()
+    elif seen.get("prepared"):
         yield from _recipe(seen.get("recipe"))
         yield from _leads(seen)
-    elif prepared:
-        yield from _no_plugin()
 
 
 def _ask_pytest() -> tuple[dict[str, Any], str]:
@@ -115,7 +113,7 @@ def _ask_pytest() -> tuple[dict[str, Any], str]:
                 **own,
                 "PYTHONPATH": path,
                 "HARNESS_LOOK": str(look),
-                "HARNESS_LOOKS_FOR": _HARNESS,
+                "HARNESS_LOOKS_FOR": NAME,
                 "NO_COLOR": "1",
             },
             stdout=subprocess.PIPE,
@@ -127,18 +125,27 @@ def _ask_pytest() -> tuple[dict[str, Any], str]:
     return seen, done.stdout
 
 
-def _last_lines(output: str) -> str:
-    return "\n".join(line for line in output.splitlines() if line.strip())[-1500:]
+def _does_not_start(seen: dict[str, Any], output: str) -> Iterator[Finding]:
+    if seen.get("prepared") is None and "does not call prepare()" in output:
+        return  # said already
+    if _SCOPES[0] in output and "is unset" in output:
+        where = _where(seen)
+        yield Finding(
+            False,
+            f"warnings are errors here, and pytest-asyncio warns of a setting that is not made. Write in {where}:",
+            _setting(where, _SCOPES[0], "function"),
+        )
+        return
+    lines = [line for line in output.splitlines() if line.strip()]
+    yield Finding(False, "pytest does not start:", "\n".join(lines[-15:]))
 
 
 # --- what is installed, and what is there ---------------------------------------------------------
 
 
 def _versions() -> Iterator[Finding]:
-    wanted = {**versions.PLUGINS, "psycopg": versions.DRIVERS["psycopg"]}
-    for name, module in (("SQLAlchemy", "sqlalchemy"), ("asyncpg", "asyncpg")):
-        if importlib.util.find_spec(module):
-            wanted[name] = versions.DRIVERS[name]
+    there = {n: o for n, o in versions.IF_INSTALLED.items() if importlib.util.find_spec(n.lower())}
+    wanted = {**versions.PLUGINS, **versions.DRIVERS, **there}
     found = []
     for name, oldest in wanted.items():
         try:
@@ -160,16 +167,13 @@ def _versions() -> Iterator[Finding]:
         )
 
 
-def _prepared() -> Iterator[Finding]:  # returns whether it is
-    where = f"{_FOLDER}/__init__.py"
-    if not (ROOT / where).exists():
-        yield Finding(False, f"there is no {where}. Write there:", _PREPARE)
-        return False
-    if not hasattr(environment, "current"):
-        yield Finding(False, f"{where} does not call prepare(). Write there, at its top:", _PREPARE)
-        return False
-    yield Finding(True, f"{where} calls prepare(): the service reads {environment.current.variable}")
-    return True
+def _prepared(seen: dict[str, Any]) -> Iterator[Finding]:
+    if seen.get("prepared"):
+        yield Finding(True, f"prepare() sets {', '.join(seen['prepared'])}")
+    elif not (TESTS / "__init__.py").exists():
+        yield Finding(False, f"nothing calls prepare(). Write in {PACKAGE}, which is not there:", _PREPARE)
+    else:
+        yield Finding(False, f"{PACKAGE} does not call prepare(). Write there, at its top:", _PREPARE)
 
 
 # --- what pytest reads ------------------------------------------------------------------------------
@@ -221,6 +225,11 @@ def _collected(seen: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(True, f"pytest finds {len(tests['all'])} tests")
 
 
+def _setting(where: str, name: str, value: str) -> str:
+    """A line of a configuration file, in its format."""
+    return f'{name} = "{value}"' if ".toml" in where else f"{name} = {value}"
+
+
 def _where(seen: dict[str, Any]) -> str:
     read = seen.get("configuration")
     if read is None or Path(read).name == "pyproject.toml":
@@ -230,29 +239,27 @@ def _where(seen: dict[str, Any]) -> str:
 
 def _loops(seen: dict[str, Any]) -> Iterator[Finding]:
     tests, where = seen["tests"], _where(seen)
-    quote = '"' if where.startswith("pyproject") or where.endswith(".toml") else ""
     if "asyncio" not in seen["plugins"]:
         yield Finding(
             False,
             "pytest-asyncio is turned off, and the harness needs it: take `-p no:asyncio` out of addopts, and "
             f"write in {where}:",
-            f"asyncio_mode = {quote}strict{quote}",
+            _setting(where, "asyncio_mode", "strict"),
         )
         return
     mode = seen["asyncio_mode"]
-    if two := tests["two runners'"]:
+    if two := seen["anyio_mode"] == "auto" and mode == "auto":
         yield Finding(
             False,
-            f"{len(two)} async tests are claimed by anyio and by pytest-asyncio, {two[0]} for one. Leave them "
-            f"to anyio; write in {where}:",
-            f"asyncio_mode = {quote}strict{quote}",
+            f"anyio and pytest-asyncio are both in the mode auto, and claim the same tests. Write in {where}:",
+            _setting(where, "asyncio_mode", "strict"),
         )
     if lost := tests["nobody's"]:
         yield Finding(
             False,
             f"{len(lost)} async tests are nobody's, {lost[0]} for one: pytest-asyncio is in the mode {mode}. "
             f"Write in {where}:",
-            f"asyncio_mode = {quote}auto{quote}",
+            _setting(where, "asyncio_mode", "auto"),
         )
     fixtures, loops = (seen[name] or None for name in _SCOPES)
     if fixtures and fixtures != "function" and loops == "function":
@@ -260,7 +267,7 @@ def _loops(seen: dict[str, Any]) -> Iterator[Finding]:
             False,
             f"async fixtures have the event loop of the {fixtures}, and tests each one of its own: a connection "
             f"can't go from one to the other. Write in {where}:",
-            f"{_SCOPES[1]} = {quote}{fixtures}{quote}",
+            _setting(where, _SCOPES[1], fixtures),
         )
     if not two and not lost:
         yield Finding(True, f"pytest-asyncio: mode {mode}, a loop for each {loops}")
@@ -272,12 +279,11 @@ def _unit_marker(seen: dict[str, Any]) -> Iterator[Finding]:
     if not own or not seen["loaded"]:
         return
     where = _where(seen)
-    quote = '"' if where.startswith("pyproject") or where.endswith(".toml") else ""
     yield Finding(
         False,
         f"the project has a marker `{name}` of its own ({own[0]}), by which the harness knows tests that need no "
         f"database. If it means the same, take the line out; otherwise write in {where}:",
-        f"harness_unit_marker = {quote}no_database{quote}",
+        _setting(where, "harness_unit_marker", "no_database"),
     )
 
 
@@ -295,11 +301,11 @@ def _no_plugin() -> Iterator[Finding]:
             False,
             f"{found[0]} has the recipe, but does not load the harness, or pytest does not load it at its start. "
             "Write there, or in conftest.py of the project's root:",
-            f'pytest_plugins = ["{_HARNESS}.plugin"]',
+            f'pytest_plugins = ["{NAME}.plugin"]',
         )
     else:
         yield Finding(
-            False, f"nothing loads the harness. Write in {_FOLDER}/conftest.py:", _RECIPE
+            False, f"nothing loads the harness. Write in {CONFTEST}:", _RECIPE
         )
 
 
@@ -347,7 +353,7 @@ def _cannot_run(command: list[str]) -> str:
 
 
 def _leads(seen: dict[str, Any]) -> Iterator[Finding]:
-    variable = environment.current.variable
+    variables = ", ".join(seen["prepared"])
     elsewhere = [(f"an engine ({e['driver']})", e["url"]) for e in seen["engines"] if not e["ours"]]
     elsewhere += [tuple(found) for found in seen["settings"]]
     for what, url in elsewhere:
@@ -356,8 +362,8 @@ def _leads(seen: dict[str, Any]) -> Iterator[Finding]:
             f"{early[0]} was imported before {_TESTS}. Import `{_TESTS}` first, at the top of the conftest.py that "
             "imports it:"
             if early
-            else f"prepare() sets {variable}, and it was made from something else. Name in {_FOLDER}/__init__.py the "
-            "variable that it reads:"
+            else f"prepare() sets {variables}, and it was made from something else. Name the variable "
+            f"that it reads, in {PACKAGE}:"
         )
         yield Finding(
             False,

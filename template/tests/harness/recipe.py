@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import HarnessError
+from .layout import CONFTEST
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Recipe:
             the schema, for example by `alembic upgrade head`.
         extensions: `CREATE EXTENSION IF NOT EXISTS`, in this order, before the schema.
         commands: run one after the other when the schema is there, those in `together()` at the
-            same time: the seeder and its kin. Each gets the environment with the database URL; a
+            same time: the seeder and its kin. Each gets the environment, in which the variables that
+            `prepare()` was told of name the database that is built; a
             status other than 0 ends the run.
         sources: files and folders, from the project's root, that decide what the golden database
             holds. A change in one of them rebuilds it; the models' DDL always counts.
@@ -85,6 +87,4 @@ def resolve(name: str) -> Any:
     try:
         return pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise HarnessError(
-            f"{name}, which tests/conftest.py names, can't be imported: {error}"
-        ) from error
+        raise HarnessError(f"{name}, which {CONFTEST} names, can't be imported: {error}") from error

@@ -1,4 +1,4 @@
-"""Where a socket is about to connect, and whether that is this machine or an allowed host.
+"""Where a socket is about to connect: whether to this machine, or an allowed host, and to whose Postgres.
 
 Imports nothing of the harness: `children/sitecustomize.py` loads this file alone, before any program.
 """
@@ -43,7 +43,57 @@ def may_be_reached(host: str, port: int | None, allowed: Set[tuple[str, int | No
         port: of the server.
         allowed: hosts and ports besides this machine; without a port, all of a host's.
     """
-    return any(_is_here(h) or _is_allowed(h, port, allowed) for h in (host, *_names.get(host, ())))
+    return any(is_here(h) or _is_allowed(h, port, allowed) for h in (host, *_names.get(host, ())))
+
+
+def another_postgres(
+    event: str, arguments: tuple[Any, ...], own: Set[str], others: Set[int]
+) -> str:
+    """The address of a Postgres on this machine that is not the tests', if the event connects to one.
+
+    Args:
+        event: of Python's audit.
+        arguments: of it.
+        own: the sockets that lead to the tests' Postgres: their paths, or their names alone.
+        others: ports of this machine on which a Postgres is somebody else's.
+
+    Returns:
+        A path, or host and port; empty otherwise.
+    """
+    if event not in CONNECTS or arguments[1] is None:
+        return ""
+    connection, address, *_ = arguments
+    if connection.family in _inet():
+        host, port = text(address[0]), address[1]
+        return name(host, port) if port in others and is_here(host) else ""
+    path = text(address) if isinstance(address, str | bytes) else ""
+    return "" if is_own_socket(path, own) else path
+
+
+def is_own_socket(path: str, own: Set[str]) -> bool:
+    """Whether a socket is the tests' Postgres, or none of any Postgres."""
+    file = os.path.basename(path)
+    return not file.startswith(".s.PGSQL.") or not {path, file}.isdisjoint(own)
+
+
+def name(host: str, port: int | None) -> str:
+    """An address as people write it."""
+    host = f"[{host}]" if ":" in host else host
+    return host if port is None else f"{host}:{port}"
+
+
+def is_here(host: str) -> bool:
+    """Whether a name or an address is this machine's."""
+    import _socket
+
+    host = host.partition("%")[0].rstrip(".").lower()
+    if host in ("", "localhost", "ip6-localhost", "ip6-loopback", _socket.gethostname().lower()):
+        return True
+    address = _numeric(host)
+    if address is None:
+        return host.endswith(".localhost")
+    mapped = getattr(address, "ipv4_mapped", None) or address
+    return bool(mapped.is_loopback or mapped.is_unspecified)
 
 
 def is_name(host: Any) -> bool:
@@ -73,19 +123,6 @@ def _inet() -> tuple[int, int]:
     import _socket  # there already, where somebody connects
 
     return _socket.AF_INET, _socket.AF_INET6
-
-
-def _is_here(host: str) -> bool:
-    import _socket
-
-    host = host.partition("%")[0].rstrip(".").lower()
-    if host in ("", "localhost", "ip6-localhost", "ip6-loopback", _socket.gethostname().lower()):
-        return True
-    address = _numeric(host)
-    if address is None:
-        return host.endswith(".localhost")
-    mapped = getattr(address, "ipv4_mapped", None) or address
-    return bool(mapped.is_loopback or mapped.is_unspecified)
 
 
 def _numeric(host: str) -> Any:

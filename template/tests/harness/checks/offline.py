@@ -1,8 +1,10 @@
-"""While tests run, nothing leaves this machine, and unit tests reach no server on it, either.
+"""While tests run, nothing leaves this machine, and nobody on it is reached by mistake.
 
 Connections go to loopback addresses, to Unix sockets, to the servers that the tests were given, and to
 hosts that `harness_allowed_connections` in pyproject.toml names; a test marked `network` or `llm`
-may connect anywhere. Other names are not even looked up.
+may connect anywhere. Other names are not even looked up. Unit tests reach no server at all; other tests
+no Postgres of this machine but their own: not the application's, none at the port and the sockets that
+drivers take where they are told of none.
 
 The rule is kept where sockets connect: by an audit hook, which Python calls before any socket of its
 own does, in whatever thread, and by functions put before those of libraries that connect in C:
@@ -39,13 +41,15 @@ from typing import Any
 import pytest
 
 from .. import environment, markers, shell
-from ..environment import PORT, ROOT, Environment
+from ..environment import PORT, Environment
 from ..errors import HarnessError
+from ..layout import ROOT
 from ..servers.guard import REDIS_PORT, read, setting
 from . import addresses
 
 SETTING = "harness_allowed_connections"
 _REACHED = "HARNESS_REACHED"
+_POSTGRES = "HARNESS_POSTGRES"
 _CHILDREN = os.path.join(os.path.dirname(__file__), "children")
 
 
@@ -61,6 +65,10 @@ class UnitTestConnectedError(RefusedError):
             f"This test is marked {markers.unit}, and connected to a database or to Redis. Mark it "
             "@pytest.mark.integration instead: then it gets a seeded database and a Redis of its own."
         )
+
+
+class AnotherPostgresError(RefusedError):
+    """Something reached for a Postgres that is not the tests'."""
 
 
 class _NoNetworkError(RefusedError, OSError):
@@ -109,7 +117,8 @@ def _online(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             monkeypatch.delenv(name, raising=False)
         else:
             monkeypatch.setenv(name, value)
-    monkeypatch.delenv(_REACHED, raising=False)
+    for name in (_REACHED, _POSTGRES):
+        monkeypatch.delenv(name, raising=False)
     _open = True
     try:
         yield
@@ -128,6 +137,8 @@ def _check(host: str, port: int | None) -> None:
         _refuse_unit_test()
     if not _open and not addresses.may_be_reached(host, port, _allowed()):
         _refuse(host, port)
+    if not _open and port in _others() and addresses.is_here(host):
+        _refuse_postgres(addresses.name(host, port))
 
 
 @functools.cache  # asked of each connection that would leave this machine
@@ -139,7 +150,25 @@ def _allowed() -> set[tuple[str, int | None]]:
         with_port = colon and port.isdecimal() and addresses.is_name(name)
         found.add((host.strip("[]"), int(port)) if with_port else (name.strip("[]"), None))
     given = filter(None, (_environment.external_url, _environment.external_redis_url))
-    return found.union(*(address.servers for address in map(read, given) if address))
+    found = found.union(*(address.servers for address in map(read, given) if address))
+    return found | ({("", there.port)} if (there := _environment.loopback) else set())
+
+
+@functools.cache
+def _others() -> set[int]:
+    """Ports of this machine on which a Postgres is not the tests': the application's, and libpq's own."""
+    own = map(read, _environment.application_urls.values())
+    ports = {PORT, *(port for url in own if url for host, port in url.servers if not host)}
+    reached = {port for host, port in _allowed() if addresses.is_here(host)}
+    return set() if None in reached else {port for port in ports if port not in reached}
+
+
+@functools.cache
+def _sockets() -> set[str]:
+    """The sockets of the tests' Postgres: their paths, or their names alone."""
+    if _environment.external_url is None:
+        return {str(_environment.home / f"socket/.s.PGSQL.{_environment.port}")}
+    return {f".s.PGSQL.{port}" for host, port in _allowed() if addresses.is_here(host)}
 
 
 def _refuse_unit_test() -> None:
@@ -150,10 +179,25 @@ def _refuse_unit_test() -> None:
     raise error
 
 
+def _refuse_postgres(address: str) -> None:
+    __tracebackhide__ = True
+    error = AnotherPostgresError(
+        f"{_caller(innermost=True)} asked for a connection to {address}, and was refused: a Postgres there is not "
+        f"the tests'. They have theirs from {_variables()}: whoever connects elsewhere read other variables, "
+        "or made its settings before prepare() was called. If a test is to reach that server, allow it in "
+        f'pyproject.toml:\n\n    [tool.pytest.ini_options]\n    {SETTING} = ["{address}"]'
+    )
+    _refused.append(error)
+    raise error
+
+
+def _variables() -> str:
+    return ", ".join(_environment.variables(_environment.database))
+
+
 def _refuse(host: str, port: int | None) -> None:
     __tracebackhide__ = True
-    name = f"[{host}]" if ":" in host else host
-    address = name if port is None else f"{name}:{port}"
+    address = addresses.name(host, port)
     own = _is_of_a_test()
     caller = _caller(innermost=own)
     what = "the address of" if port is None else "a connection to"
@@ -202,7 +246,8 @@ def install(current: Environment) -> None:
     """Watch the ways to a server, for the rest of the process."""
     global _installed, _environment, _targets  # noqa: PLW0603
     _environment, _targets = current, _servers(current)
-    _allowed.cache_clear()
+    for known in (_allowed, _others, _sockets):
+        known.cache_clear()
     _of_a_test.set(True)
     if _installed:  # pytest may run more than once in a process
         return
@@ -222,6 +267,7 @@ def install(current: Environment) -> None:
 def _watch_children() -> None:
     """Let Python, in processes that this one starts, begin with `children/sitecustomize.py`."""
     os.environ[_REACHED] = " ".join(f"{host}:{port or ''}" for host, port in _allowed())
+    os.environ[_POSTGRES] = "\n".join([*map(str, _others()), *_sockets()])
     others = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p != _CHILDREN]
     os.environ["PYTHONPATH"] = os.pathsep.join([_CHILDREN, *filter(None, others)])
 
@@ -231,12 +277,12 @@ def _servers(current: Environment) -> set[Any]:
     urls = (
         current.external_url,
         current.external_redis_url,
-        current.application_url,
+        *current.application_urls.values(),
         current.application_redis_url,
     )
     addresses = [address for address in map(read, filter(None, urls)) if address]
     known = {name for address in addresses for server in address.servers for name in server}
-    return {*known, PORT, REDIS_PORT, str(current.redis_socket)}
+    return {*known, PORT, current.port, REDIS_PORT, str(current.redis_socket)}
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
@@ -246,11 +292,19 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
             _check(*where)
         elif _unit and event in addresses.CONNECTS and _is_server(*arguments[:2]):
             _refuse_unit_test()
+        elif event in addresses.CONNECTS and not _open:
+            _check_unix(*arguments[:2])
     except HarnessError as error:
         if event in addresses.CONNECTS and not isinstance(error, OSError):
             # Who tried to connect expects other errors, and would leave it open.
             arguments[0].close()
         raise
+
+
+def _check_unix(connection: socket.socket, address: Any) -> None:
+    __tracebackhide__ = True
+    if connection.family == socket.AF_UNIX and address is not None:
+        _check_socket(addresses.text(address))
 
 
 def _is_server(connection: socket.socket, address: Any) -> bool:
@@ -315,8 +369,17 @@ def _check_libpq(parameters: dict[str, Any]) -> None:
         hosts = f"service={service}"
     ports = str(parameters.get("port") or os.environ.get("PGPORT", PORT)).split(",")
     for number, host in enumerate(hosts.split(",")):
-        if not host.startswith(("/", "@")):
-            _check(host, int(ports[number % len(ports)]))
+        port = int(ports[number % len(ports)])
+        if host.startswith(("/", "@")) or not host:
+            _check_socket(f"{host or '(the default folder)'}/.s.PGSQL.{port}")
+        else:
+            _check(host, port)
+
+
+def _check_socket(path: str) -> None:
+    __tracebackhide__ = True
+    if not (_open or addresses.is_own_socket(path, _sockets())):
+        _refuse_postgres(path)
 
 
 def _watch_uvloop(module: ModuleType) -> None:
@@ -324,11 +387,16 @@ def _watch_uvloop(module: ModuleType) -> None:
         if host is not None:
             _check(addresses.text(host), port)
 
+    def connecting_here(_: Any, __: Any, path: Any = None, **___: Any) -> None:
+        if path is not None:
+            _check_socket(addresses.text(path))
+
     def datagrams(_: Any, __: Any, ___: Any = None, remote_addr: Any = None, **____: Any) -> None:
         if isinstance(remote_addr, tuple):
             _check(addresses.text(remote_addr[0]), remote_addr[1])
 
     _put_before(module.Loop, "create_connection", connecting)
+    _put_before(module.Loop, "create_unix_connection", connecting_here)
     _put_before(module.Loop, "create_datagram_endpoint", datagrams)
     _put_before(module.Loop, "getaddrinfo", _look_up)
 
@@ -401,7 +469,7 @@ def _told(*, swallowed: bool = True) -> Iterator[None]:
         raise
     except pytest.skip.Exception as error:  # for want of a network, perhaps; but never of a server
         for refusal in _refused:
-            if isinstance(refusal, UnitTestConnectedError):
+            if isinstance(refusal, UnitTestConnectedError | AnotherPostgresError):
                 raise refusal from error
         raise
     except (Exception, pytest.fail.Exception) as error:

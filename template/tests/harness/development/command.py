@@ -17,8 +17,8 @@ from contextlib import ExitStack
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from ..environment import ROOT
 from ..errors import HarnessError
+from ..layout import ROOT
 from ..servers import urls
 from . import database
 from .place import DEV, Place, given

@@ -20,8 +20,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from ..environment import ROOT, spellings
+from ..environment import spellings
 from ..errors import HarnessError
+from ..layout import ROOT
 from ..servers.locks import FileLock
 
 DEV = ROOT / ".dev"

@@ -22,9 +22,9 @@ from .. import environment
 from ..errors import HarnessError
 from ..servers import user
 from ..servers.binaries import binaries
+from ..servers.loopback import HOST, first_port, on_a_free_port
 from ..servers.postgres import EmbeddedServer, command_line
 from .place import Place, sync
-from .processes import HOST, first_port, on_a_free_port
 
 ROLE = "service"
 

@@ -15,11 +15,12 @@ from contextlib import closing, suppress
 from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
-from ..environment import ROOT
 from ..errors import HarnessError
+from ..layout import ROOT
+from ..servers.loopback import TRIES, on_a_free_port
 from ..servers.postgres import children
 from .place import Place
-from .processes import TRIES, end, on_a_free_port
+from .processes import end
 from .stopping import undisturbed
 
 _FIRST_PORT = 8000

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import environment
 from ..checks.integrity import sums
 from ..errors import HarnessError
+from ..layout import CONFTEST, ROOT
 from ..recipe import Recipe, resolve
 from .databases import Connection
 
@@ -49,7 +49,7 @@ def fingerprint(connection: Connection, recipe: Recipe) -> Fingerprint:
         "the extensions": _hash(_extensions(connection, recipe.extensions)),
         "the recipe": _hash(_recipe(recipe)),
         "the models": _hash(statement.encode() for statement in ddl(recipe)),
-        **{source: _hash(_files(environment.ROOT, source)) for source in recipe.sources},
+        **{source: _hash(_files(ROOT, source)) for source in recipe.sources},
     }
     total = _hash(
         part for name, hash_ in sorted(parts.items()) for part in (name.encode(), hash_.encode())
@@ -130,7 +130,7 @@ def _files(root: Path, source: str) -> list[bytes]:
         return [piece for path in paths for piece in _named(root, path)]
     if not start.is_dir():
         raise HarnessError(
-            f"{source} does not exist, but is listed under `sources` in tests/conftest.py: "
+            f"{source} does not exist, but is listed under `sources` in {CONFTEST}: "
             "correct the path, or take it out."
         )
     pieces: list[bytes] = []

@@ -12,6 +12,7 @@ from typing import Any
 
 from .. import environment
 from ..errors import ANOTHER_SERVER, HarnessError
+from ..layout import ROOT
 from . import user
 
 OLDEST = 15
@@ -92,7 +93,7 @@ def _place(home: Path) -> Path:
         os.utime(folder)  # when it was last used
         for closed in (folder.parent, folder):
             closed.chmod(0o711)
-        environment.write(folder / "project", os.fsencode(environment.ROOT))
+        environment.write(folder / "project", os.fsencode(ROOT))
     return folder / "postgres"
 
 

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
-def _watch(reached: str) -> None:
+def _watch(reached: str, postgres: list[str]) -> None:
     file = os.path.join(os.path.dirname(_HERE), "addresses.py")
     addresses: Any = type(sys)("_tests_harness_addresses")
     SourceFileLoader(addresses.__name__, file).exec_module(addresses)
     pairs = (pair.rsplit(":", 1) for pair in reached.split())
     allowed = {(host, int(port) if port else None) for host, port in pairs}
-    if allowed:
+    own, others = {*postgres}, {int(port) for port in postgres if port.isdecimal()}
+    if any(host for host, _ in allowed):
         import socket
 
         socket.getaddrinfo = addresses.remembering(socket.getaddrinfo)
@@ -41,11 +42,14 @@ def _watch(reached: str) -> None:
                 "among harness_allowed_connections in pyproject.toml",
             )
 
+        if another := addresses.another_postgres(event, arguments, own, others):
+            raise OSError(errno.ECONNREFUSED, f"the Postgres at {another} is not the tests'")
+
     sys.addaudithook(audit)
 
 
 if "HARNESS_REACHED" in os.environ:
-    _watch(os.environ["HARNESS_REACHED"])
+    _watch(os.environ["HARNESS_REACHED"], os.environ.get("HARNESS_POSTGRES", "").split("\n"))
 
 # The one that Python would have found without this.
 _next = PathFinder.find_spec(__name__, [p for p in sys.path if os.path.abspath(p) != _HERE])

@@ -26,7 +26,7 @@ _SETTINGS = (
 )
 _URL = re.compile(r"postgres(?:ql)?(?:\+\w+)?://")
 
-_seen: dict[str, Any] = {"errors": []}
+_seen: dict[str, Any] = {"errors": [], "prepared": None}
 _config: pytest.Config
 
 
@@ -48,11 +48,10 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
     _seen["tests"] = _tests(session.items)
-    harness = sys.modules.get(f"{_PACKAGE}.environment")
-    current = getattr(harness, "current", None)
+    current = getattr(sys.modules.get(f"{_PACKAGE}.environment"), "current", None)
     if current is None:
         return
-    _seen["early"] = _imported_before(harness.__name__)
+    _seen["early"] = _imported_before(f"{_PACKAGE}.environment")
     if hasattr(session.config.hook, "pytest_harness_recipe"):
         _seen["recipe"] = _recipe(session.config.hook.pytest_harness_recipe())
     _seen["engines"] = _engines(current.database)
@@ -60,6 +59,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def _tell() -> None:
+    current = getattr(sys.modules.get(f"{_PACKAGE}.environment"), "current", None)
+    if current is not None:
+        _seen["prepared"] = [*current.variables(current.database)]
     inipath = _config.inipath
     _seen["configuration"] = str(inipath) if inipath else None
     for name in _SETTINGS:
@@ -76,16 +78,14 @@ def _tell() -> None:
 
 def _tests(items: list[pytest.Item]) -> dict[str, list[str]]:
     asyncio = sys.modules.get("pytest_asyncio.plugin")
-    found: dict[str, list[str]] = {"all": [], "nobody's": [], "two runners'": []}
+    found: dict[str, list[str]] = {"all": [], "nobody's": []}
     for item in items:
         found["all"].append(item.nodeid)
         if not isinstance(item, pytest.Function) or not inspect.iscoroutinefunction(item.obj):
             continue
         of_asyncio = asyncio is not None and isinstance(item, asyncio.PytestAsyncioFunction)
         of_anyio = "anyio_backend" in item.fixturenames
-        if of_asyncio and of_anyio:
-            found["two runners'"].append(item.nodeid)
-        elif not (of_asyncio or of_anyio or item.cls and hasattr(item.cls, "debug")):
+        if not (of_asyncio or of_anyio or item.cls and hasattr(item.cls, "debug")):
             found["nobody's"].append(item.nodeid)
     return found
 

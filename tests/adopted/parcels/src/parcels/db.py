@@ -41,7 +41,7 @@ class DatabaseConfig:
 
         @event.listens_for(engine.sync_engine, "connect")
         def set_codec(connection, _):
-            connection.await_(
+            connection.run_async(
                 connection.driver_connection.set_type_codec(
                     "jsonb",
                     encoder=lambda value: b"\x01" + (value if isinstance(value, bytes) else value.encode()),
