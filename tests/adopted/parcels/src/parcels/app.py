@@ -1,4 +1,4 @@
-from litestar import Litestar, get, post
+from litestar import Litestar, Request, get, post
 from litestar.exceptions import HTTPException, NotFoundException
 from sqlalchemy.exc import IntegrityError
 
@@ -6,7 +6,8 @@ from parcels.db import Parcel, get_engine, new_session
 
 
 @post("/parcels/{number:str}")
-async def send(number: str, data: dict) -> dict:
+async def send(number: str, request: Request) -> dict:
+    data = await request.json()
     async with new_session() as session:
         session.add(Parcel(number=number, contents=data))
         try:

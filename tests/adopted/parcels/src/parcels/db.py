@@ -36,16 +36,15 @@ class DatabaseConfig:
             max_overflow=self.max_overflow,
             pool_pre_ping=True,
             json_serializer=lambda value: msgspec.json.encode(value).decode(),
-            json_deserializer=msgspec.json.decode,
         )
 
         @event.listens_for(engine.sync_engine, "connect")
         def set_codec(connection, _):
             connection.run_async(
-                connection.driver_connection.set_type_codec(
+                lambda driver: driver.set_type_codec(
                     "jsonb",
-                    encoder=lambda value: b"\x01" + (value if isinstance(value, bytes) else value.encode()),
-                    decoder=lambda value: value[1:].decode(),
+                    encoder=lambda text: b"\x01" + text.encode(),
+                    decoder=lambda binary: msgspec.json.decode(binary[1:]),
                     schema="pg_catalog",
                     format="binary",
                 )
