@@ -1,5 +1,5 @@
 import pytest
-from litestar.testing import AsyncTestClient
+from httpx import ASGITransport, AsyncClient
 from parcels.app import create_app
 from parcels.db import Base, get_engine, new_session
 from sqlalchemy import text
@@ -34,5 +34,6 @@ async def session():
 
 @pytest.fixture
 async def client():
-    async with AsyncTestClient(create_app()) as client:
+    transport = ASGITransport(create_app())
+    async with AsyncClient(transport=transport, base_url="http://parcels") as client:
         yield client

@@ -1,7 +1,8 @@
 import pytest
-from litestar.testing import AsyncTestClient
+from httpx import ASGITransport, AsyncClient
 from parcels.app import create_app
-from parcels.db import new_session
+from parcels.db import get_engine, new_session
+from sqlalchemy import text
 
 from tests.harness import Recipe
 
@@ -18,8 +19,16 @@ def anyio_backend():
 
 
 @pytest.fixture(scope="session")
-def tables():
-    """Are there."""
+async def tables(anyio_backend):
+    """The harness has made them."""
+
+
+@pytest.fixture(autouse=True)
+async def truncated(tables):
+    yield
+    async with get_engine().begin() as connection:
+        await connection.execute(text("TRUNCATE parcel"))
+    await get_engine().dispose()
 
 
 @pytest.fixture
@@ -30,5 +39,6 @@ async def session():
 
 @pytest.fixture
 async def client():
-    async with AsyncTestClient(create_app()) as client:
+    transport = ASGITransport(create_app())
+    async with AsyncClient(transport=transport, base_url="http://parcels") as client:
         yield client
