@@ -8,8 +8,8 @@ drivers take where they are told of none.
 
 The rule is kept where sockets connect: by an audit hook, which Python calls before any socket of its
 own does, in whatever thread, and by functions put before those of libraries that connect in C:
-psycopg, psycopg2, uvloop. Processes of Python that tests start, the seeder among them, have such a
-hook as well: see `children/sitecustomize.py`. Neither sees other programs, nor other libraries in C;
+psycopg, psycopg2, uvloop. Processes of Python that tests start, the seeder among them, have the same,
+but for uvloop: see `children/sitecustomize.py`. Neither sees other programs, nor other libraries in C;
 they see what `shell.py` makes of the environment. (pytest-socket would replace some of this. It
 guards `connect` in Python alone, between a test's setup and its teardown, and fails tests for what
 a library's background thread does.)
@@ -30,11 +30,9 @@ import sys
 import sysconfig
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
 from types import FrameType, ModuleType
 from typing import Any
 
@@ -46,8 +44,12 @@ from ..errors import HarnessError
 from ..layout import ROOT
 from ..servers.guard import REDIS_PORT, read, setting
 from . import addresses
+from .addresses import put_before
 
 SETTING = "harness_allowed_connections"
+APPLICATION = "tests.harness"
+"""How the harness's own connections begin to name themselves."""
+
 _REACHED = "HARNESS_REACHED"
 _POSTGRES = "HARNESS_POSTGRES"
 _CHILDREN = os.path.join(os.path.dirname(__file__), "children")
@@ -138,7 +140,7 @@ def _check(host: str, port: int | None) -> None:
     if not _open and not addresses.may_be_reached(host, port, _allowed()):
         _refuse(host, port)
     if not _open and port in _others() and addresses.is_here(host):
-        _refuse_postgres(addresses.name(host, port))
+        _refuse_postgres(addresses.name(host, port), port)
 
 
 @functools.cache  # asked of each connection that would leave this machine
@@ -165,10 +167,9 @@ def _others() -> set[int]:
 
 @functools.cache
 def _sockets() -> set[str]:
-    """The sockets of the tests' Postgres: their paths, or their names alone."""
-    if _environment.external_url is None:
-        return {str(_environment.home / f"socket/.s.PGSQL.{_environment.port}")}
-    return {f".s.PGSQL.{port}" for host, port in _allowed() if addresses.is_here(host)}
+    """What the sockets of a Postgres have that tests may reach: their folder, or their name."""
+    reached = {f".s.PGSQL.{port}" for host, port in _allowed() if addresses.is_here(host)}
+    return reached | (set() if _environment.external_url else {str(_environment.home / "socket")})
 
 
 def _refuse_unit_test() -> None:
@@ -179,13 +180,13 @@ def _refuse_unit_test() -> None:
     raise error
 
 
-def _refuse_postgres(address: str) -> None:
+def _refuse_postgres(address: str, port: str | int | None) -> None:
     __tracebackhide__ = True
     error = AnotherPostgresError(
         f"{_caller(innermost=True)} asked for a connection to {address}, and was refused: a Postgres there is not "
         f"the tests'. They have theirs from {_variables()}: whoever connects elsewhere read other variables, "
         "or made its settings before prepare() was called. If a test is to reach that server, allow it in "
-        f'pyproject.toml:\n\n    [tool.pytest.ini_options]\n    {SETTING} = ["{address}"]'
+        f'pyproject.toml:\n\n    [tool.pytest.ini_options]\n    {SETTING} = ["localhost:{port}"]'
     )
     _refused.append(error)
     raise error
@@ -254,14 +255,14 @@ def install(current: Environment) -> None:
     _installed = True
     sys.addaudithook(_audit)
     for name in ("connect", "connect_ex", "sendto"):
-        _put_before(socket.socket, name, _before_look_up)
+        put_before(socket.socket, name, _before_look_up)
     socket.getaddrinfo = addresses.remembering(socket.getaddrinfo)
     # Asked here, in the task that waits; the look-up is made in a thread.
-    _put_before(asyncio.BaseEventLoop, "getaddrinfo", _look_up)
+    put_before(asyncio.BaseEventLoop, "getaddrinfo", _look_up)
     for name, watch in _IN_C.items():
         if name in sys.modules:
             watch(sys.modules[name])
-    sys.meta_path.insert(0, _Finder())
+    sys.meta_path.insert(0, addresses.Finder(_IN_C))
 
 
 def _watch_children() -> None:
@@ -292,19 +293,13 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
             _check(*where)
         elif _unit and event in addresses.CONNECTS and _is_server(*arguments[:2]):
             _refuse_unit_test()
-        elif event in addresses.CONNECTS and not _open:
-            _check_unix(*arguments[:2])
+        elif path := addresses.asked_socket(event, arguments):
+            _check_socket(path)
     except HarnessError as error:
         if event in addresses.CONNECTS and not isinstance(error, OSError):
             # Who tried to connect expects other errors, and would leave it open.
             arguments[0].close()
         raise
-
-
-def _check_unix(connection: socket.socket, address: Any) -> None:
-    __tracebackhide__ = True
-    if connection.family == socket.AF_UNIX and address is not None:
-        _check_socket(addresses.text(address))
 
 
 def _is_server(connection: socket.socket, address: Any) -> bool:
@@ -328,50 +323,18 @@ def _look_up(_: Any, host: Any, *__: Any, **___: Any) -> None:
     _audit("socket.getaddrinfo", (host,))
 
 
-def _put_before(owner: Any, name: str, check: Callable[..., None]) -> None:
-    real = getattr(owner, name)
-
-    @functools.wraps(real)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        __tracebackhide__ = True
-        check(*args, **kwargs)
-        return real(*args, **kwargs)
-
-    setattr(owner, name, checked)
-
-
 # --- libraries that connect in C ----------------------------------------------------------------
-
-
-def _watch_psycopg(module: ModuleType) -> None:
-    def check(conninfo: str, *_: Any, **__: Any) -> None:
-        parameters = module.conninfo.conninfo_to_dict(conninfo)
-        if not parameters.get("application_name", "").startswith("tests.harness"):
-            _check_libpq(parameters)
-
-    _put_before(module.generators, "connect", check)
-
-
-def _watch_psycopg2(module: ModuleType) -> None:
-    def check(dsn: str, *_: Any, **__: Any) -> None:
-        _check_libpq(module.extensions.parse_dsn(dsn))
-
-    _put_before(module, "_connect", check)
 
 
 def _check_libpq(parameters: dict[str, Any]) -> None:
     __tracebackhide__ = True
+    if parameters.get("application_name", "").startswith(APPLICATION):
+        return
     if _unit:
         _refuse_unit_test()
-    service = parameters.get("service") or os.environ.get("PGSERVICE")
-    hosts = parameters.get("hostaddr") or parameters.get("host") or os.environ.get("PGHOST", "")
-    if service:
-        hosts = f"service={service}"
-    ports = str(parameters.get("port") or os.environ.get("PGPORT", PORT)).split(",")
-    for number, host in enumerate(hosts.split(",")):
-        port = int(ports[number % len(ports)])
-        if host.startswith(("/", "@")) or not host:
-            _check_socket(f"{host or '(the default folder)'}/.s.PGSQL.{port}")
+    for host, port in addresses.of_libpq(parameters):
+        if host.startswith(("/", "@")):
+            _check_socket(f"{host}/.s.PGSQL.{port}")
         else:
             _check(host, port)
 
@@ -379,7 +342,7 @@ def _check_libpq(parameters: dict[str, Any]) -> None:
 def _check_socket(path: str) -> None:
     __tracebackhide__ = True
     if not (_open or addresses.is_own_socket(path, _sockets())):
-        _refuse_postgres(path)
+        _refuse_postgres(path, path.rpartition(".")[2])
 
 
 def _watch_uvloop(module: ModuleType) -> None:
@@ -395,33 +358,17 @@ def _watch_uvloop(module: ModuleType) -> None:
         if isinstance(remote_addr, tuple):
             _check(addresses.text(remote_addr[0]), remote_addr[1])
 
-    _put_before(module.Loop, "create_connection", connecting)
-    _put_before(module.Loop, "create_unix_connection", connecting_here)
-    _put_before(module.Loop, "create_datagram_endpoint", datagrams)
-    _put_before(module.Loop, "getaddrinfo", _look_up)
+    put_before(module.Loop, "create_connection", connecting)
+    put_before(module.Loop, "create_unix_connection", connecting_here)
+    put_before(module.Loop, "create_datagram_endpoint", datagrams)
+    put_before(module.Loop, "getaddrinfo", _look_up)
 
 
-_IN_C = {"psycopg": _watch_psycopg, "psycopg2": _watch_psycopg2, "uvloop": _watch_uvloop}
-
-
-class _Finder(MetaPathFinder):
-    """Watches such a library once somebody imports it; until then it costs nothing."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname not in _IN_C:
-            return None
-        spec = PathFinder.find_spec(fullname, path, target)
-        if spec is not None and spec.loader is not None:
-            load = spec.loader.exec_module
-
-            def load_and_watch(module: ModuleType) -> None:
-                load(module)
-                _IN_C[fullname](module)
-
-            spec.loader.exec_module = load_and_watch  # type: ignore[method-assign]
-        return spec
+_IN_C: dict[str, Callable[[Any], None]] = {
+    "psycopg": lambda module: addresses.watch_psycopg(module, _check_libpq),
+    "psycopg2": lambda module: addresses.watch_psycopg2(module, _check_libpq),
+    "uvloop": _watch_uvloop,
+}
 
 
 # --- what pytest sees ---------------------------------------------------------------------------

@@ -30,21 +30,41 @@ def _watch(reached: str, postgres: list[str]) -> None:
 
         socket.getaddrinfo = addresses.remembering(socket.getaddrinfo)
 
+    def check(host: str, port: int | None) -> None:
+        address = addresses.name(host, port)
+        if not addresses.may_be_reached(host, port, allowed):
+            raise OSError(
+                errno.ENETUNREACH,
+                f"tests don't leave this machine, and {address} is not "
+                "among harness_allowed_connections in pyproject.toml",
+            )
+        if port in others and addresses.is_here(host):
+            raise OSError(errno.ECONNREFUSED, f"the Postgres at {address} is not the tests'")
+
+    def check_socket(path: str) -> None:
+        if not addresses.is_own_socket(path, own):
+            raise OSError(errno.ECONNREFUSED, f"the Postgres at {path} is not the tests'")
+
+    def check_libpq(parameters: dict[str, Any]) -> None:
+        for host, port in addresses.of_libpq(parameters):
+            if host.startswith(("/", "@")):
+                check_socket(f"{host}/.s.PGSQL.{port}")
+            else:
+                check(host, port)
+
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
         if not event.startswith("socket."):
             return
-        where = addresses.asked(event, arguments)
-        if where and not addresses.may_be_reached(*where, allowed):
-            host, port = where
-            raise OSError(
-                errno.ENETUNREACH,
-                f"tests don't leave this machine, and {host}{'' if port is None else f':{port}'} is not "
-                "among harness_allowed_connections in pyproject.toml",
-            )
+        if where := addresses.asked(event, arguments):
+            check(*where)
+        elif path := addresses.asked_socket(event, arguments):
+            check_socket(path)
 
-        if another := addresses.another_postgres(event, arguments, own, others):
-            raise OSError(errno.ECONNREFUSED, f"the Postgres at {another} is not the tests'")
-
+    in_c = {
+        "psycopg": lambda module: addresses.watch_psycopg(module, check_libpq),
+        "psycopg2": lambda module: addresses.watch_psycopg2(module, check_libpq),
+    }
+    sys.meta_path.insert(0, addresses.Finder(in_c))
     sys.addaudithook(audit)
 
 
