@@ -611,7 +611,7 @@ def test_update_finds_it_again(versions: Path, tmp_path: Path, python: Path) -> 
     after = files(path)
     assert {name: after[name] for name in before} == before
     added = {name for name in after if not name.startswith(harness)} - before.keys()
-    assert added == {ANSWERS_FILE, "docs/testing.md"}
+    assert added == {ANSWERS_FILE, "docs/testing.md", "docs/adopting-the-harness.md"}
     commit(path, "Adopt the harness")
     project.pytest(passed=PASSED)
     update(project)
@@ -619,7 +619,7 @@ def test_update_finds_it_again(versions: Path, tmp_path: Path, python: Path) -> 
     now = files(path)
     touched = {name for name in now.keys() | after if now.get(name) != after.get(name)}
     others = {name for name in touched if not name.startswith(harness)}
-    assert others == {ANSWERS_FILE, "docs/testing.md"}
+    assert others == {ANSWERS_FILE, "docs/testing.md", "docs/adopting-the-harness.md"}
     assert b"of the future" in now[f"{harness}golden/build.py"]
     assert "the harness changed" in project.pytest(passed=PASSED).golden()[1]
     remove_clusters(tmp_path)

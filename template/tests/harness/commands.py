@@ -32,7 +32,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {NAME}", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser(
-        "doctor", help="say what the project still needs for its tests to run, and what to write where"
+        "doctor",
+        help="say what the project still needs for its tests to run, and what to write where",
     )
     status = commands.add_parser(
         "status", help="list servers and databases, where they are, what they take"

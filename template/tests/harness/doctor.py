@@ -172,9 +172,13 @@ def _prepared(seen: dict[str, Any]) -> Iterator[Finding]:
     if seen.get("prepared"):
         yield Finding(True, f"prepare() sets {', '.join(seen['prepared'])}")
     elif not (TESTS / "__init__.py").exists():
-        yield Finding(False, f"nothing calls prepare(). Write in {PACKAGE}, which is not there:", _PREPARE)
+        yield Finding(
+            False, f"nothing calls prepare(). Write in {PACKAGE}, which is not there:", _PREPARE
+        )
     else:
-        yield Finding(False, f"{PACKAGE} does not call prepare(). Write there, at its top:", _PREPARE)
+        yield Finding(
+            False, f"{PACKAGE} does not call prepare(). Write there, at its top:", _PREPARE
+        )
 
 
 # --- what pytest reads ------------------------------------------------------------------------------
@@ -276,7 +280,9 @@ def _loops(seen: dict[str, Any]) -> Iterator[Finding]:
 
 def _unit_marker(seen: dict[str, Any]) -> Iterator[Finding]:
     name = seen["harness_unit_marker"] or "unit"
-    own = [m for m in seen["markers"] or () if re.match(rf"{name}\b", m) and "pure logic; " not in m]
+    own = [
+        m for m in seen["markers"] or () if re.match(rf"{name}\b", m) and "pure logic; " not in m
+    ]
     if not own or not seen["loaded"]:
         return
     where = _where(seen)
@@ -305,9 +311,7 @@ def _no_plugin() -> Iterator[Finding]:
             f'pytest_plugins = ["{NAME}.plugin"]',
         )
     else:
-        yield Finding(
-            False, f"nothing loads the harness. Write in {CONFTEST}:", _RECIPE
-        )
+        yield Finding(False, f"nothing loads the harness. Write in {CONFTEST}:", _RECIPE)
 
 
 def _recipe(recipe: dict[str, Any] | None) -> Iterator[Finding]:
@@ -375,9 +379,14 @@ def _leads(seen: dict[str, Any]) -> Iterator[Finding]:
         return
     engines = seen["engines"]
     for engine in engines:
-        pool = "" if engine["pool"] == "NullPool" else f", {engine['pool']}, which keeps nothing in tests"
+        pool = (
+            ""
+            if engine["pool"] == "NullPool"
+            else f", {engine['pool']}, which keeps nothing in tests"
+        )
         yield Finding(True, f"an engine leads to the tests' database: {engine['driver']}{pool}")
     if not engines:
         yield Finding(
-            True, "no engine exists before a test runs: one that leads elsewhere is refused when it connects"
+            True,
+            "no engine exists before a test runs: one that leads elsewhere is refused when it connects",
         )

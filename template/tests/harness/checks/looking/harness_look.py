@@ -85,7 +85,7 @@ def _tests(items: list[pytest.Item]) -> dict[str, list[str]]:
             continue
         of_asyncio = asyncio is not None and isinstance(item, asyncio.PytestAsyncioFunction)
         of_anyio = "anyio_backend" in item.fixturenames
-        if not (of_asyncio or of_anyio or item.cls and hasattr(item.cls, "debug")):
+        if not (of_asyncio or of_anyio or (item.cls and hasattr(item.cls, "debug"))):
             found["nobody's"].append(item.nodeid)
     return found
 
