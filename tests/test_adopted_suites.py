@@ -87,13 +87,15 @@ def adopters(shared: Path, template: Path) -> Path:
     """A Python with what these services and the guide ask for, and with nothing else."""
 
     def make(environment: Path) -> None:
-        uv = [os.environ["UV"], "pip", "install", "--quiet", "--python", environment / "bin/python"]
+        python = environment / "bin/python"
         run(os.environ["UV"], "venv", "--quiet", environment, cwd=template)
         (fragment,) = INSTALL.findall(GUIDE.read_text())
         (guide := environment / "pyproject.toml").write_text(fragment)
-        projects = [word for s in SUITES for word in ("-r", ADOPTED / s.name / "pyproject.toml")]
-        beside = ("httpx", "pytest-randomly", "pytest-xdist")
-        run(*uv, *projects, "--group", f"{guide}:test", *beside, cwd=environment, timeout=600)
+        wanted = ["--group", f"{guide}:test", "httpx", "pytest-randomly", "pytest-xdist"]
+        for suite in SUITES:
+            wanted += ["-r", str(ADOPTED / suite.name / "pyproject.toml")]
+        install = (os.environ["UV"], "pip", "install", "--quiet", "--python", python)
+        run(*install, *wanted, cwd=environment, timeout=600)
 
     return made_once(shared / "adopters", make) / "bin" / "python"
 

@@ -19,7 +19,8 @@ _EXAMPLE = re.compile(r"(<!-- (\w+) -->\n)```diff\n.*?```\n", re.DOTALL)
 
 def wiring(service: str) -> str:
     """What adopting the harness changes in a service, as one diff."""
-    folder, parts = ADOPTED / service, []
+    folder = ADOPTED / service
+    parts: list[str] = []
     for path in sorted((folder / "wired").rglob("*")):
         if path.is_dir() or "__pycache__" in path.parts:
             continue

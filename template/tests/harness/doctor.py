@@ -87,17 +87,19 @@ def _findings() -> Iterator[Finding]:
     seen, output = _ask_pytest()
     yield from _configuration(seen.get("configuration"))
     yield from _prepared(seen)
+    yield from _anyio(seen)
     if "tests" not in seen:
         yield from _does_not_start(seen, output)
         return
+    if seen["loaded"] and seen["prepared"]:
+        yield from _leads(seen)
     yield from _collected(seen)
     yield from _loops(seen)
     yield from _unit_marker(seen)
     if not seen["loaded"]:
         yield from _no_plugin()
-    elif seen.get("prepared"):
+    elif seen["prepared"]:
         yield from _recipe(seen.get("recipe"))
-        yield from _leads(seen)
 
 
 def _ask_pytest() -> tuple[dict[str, Any], str]:
@@ -126,7 +128,7 @@ def _ask_pytest() -> tuple[dict[str, Any], str]:
 
 
 def _does_not_start(seen: dict[str, Any], output: str) -> Iterator[Finding]:
-    if seen.get("prepared") is None and "does not call prepare()" in output:
+    if not seen.get("prepared") and "prepare()" in output or _are_both_auto(seen):
         return  # said already
     if _SCOPES[0] in output and "is unset" in output:
         where = _where(seen)
@@ -242,6 +244,20 @@ def _where(seen: dict[str, Any]) -> str:
     return Path(read).name
 
 
+def _are_both_auto(seen: dict[str, Any]) -> bool:
+    return bool(seen.get("anyio_mode") == seen.get("asyncio_mode") == "auto")
+
+
+def _anyio(seen: dict[str, Any]) -> Iterator[Finding]:
+    if _are_both_auto(seen):
+        where = _where(seen)
+        yield Finding(
+            False,
+            f"anyio and pytest-asyncio are both in the mode auto, and claim the same tests. Write in {where}:",
+            _setting(where, "asyncio_mode", "strict"),
+        )
+
+
 def _loops(seen: dict[str, Any]) -> Iterator[Finding]:
     tests, where = seen["tests"], _where(seen)
     if "asyncio" not in seen["plugins"]:
@@ -253,12 +269,6 @@ def _loops(seen: dict[str, Any]) -> Iterator[Finding]:
         )
         return
     mode = seen["asyncio_mode"]
-    if two := seen["anyio_mode"] == "auto" and mode == "auto":
-        yield Finding(
-            False,
-            f"anyio and pytest-asyncio are both in the mode auto, and claim the same tests. Write in {where}:",
-            _setting(where, "asyncio_mode", "strict"),
-        )
     if lost := tests["nobody's"]:
         yield Finding(
             False,
@@ -274,7 +284,7 @@ def _loops(seen: dict[str, Any]) -> Iterator[Finding]:
             f"can't go from one to the other. Write in {where}:",
             _setting(where, _SCOPES[1], fixtures),
         )
-    if not two and not lost:
+    if not lost and not _are_both_auto(seen):
         yield Finding(True, f"pytest-asyncio: mode {mode}, a loop for each {loops}")
 
 

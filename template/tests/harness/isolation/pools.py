@@ -7,7 +7,7 @@ thread that used it, as `NullPool` does. The limits of a pool stay, and so do th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import NullPool, QueuePool
@@ -32,7 +32,6 @@ def watch(
     Returns:
         Lets them be what they were.
     """
-    before = [(kind, kind._do_get, kind._do_return_conn) for kind in (NullPool, QueuePool)]
     opens, closes = NullPool._do_get, NullPool._do_return_conn
     waits, returns = QueuePool._do_get, QueuePool._do_return_conn
 
@@ -67,14 +66,15 @@ def watch(
         finally:
             pool._dec_overflow()
 
-    NullPool._do_get, NullPool._do_return_conn = get, give_back
-    QueuePool._do_get, QueuePool._do_return_conn = get_counted, give_back_counted
+    ways: dict[Any, tuple[Any, Any]] = {NullPool: (get, give_back), QueuePool: (get_counted, give_back_counted)}
+    before = {kind: (kind._do_get, kind._do_return_conn) for kind in ways}
+    _set(ways)
+    return lambda: _set(before)
 
-    def restore() -> None:
-        for kind, get_, give_back_ in before:
-            kind._do_get, kind._do_return_conn = get_, give_back_
 
-    return restore
+def _set(ways: Mapping[Any, tuple[Any, Any]]) -> None:
+    for kind, (get, give_back) in ways.items():
+        kind._do_get, kind._do_return_conn = get, give_back
 
 
 def _has_waiting(queue: Any) -> bool:

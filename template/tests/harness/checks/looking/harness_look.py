@@ -42,7 +42,7 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
     if report.failed:
         lines = report.longreprtext.splitlines()
         reasons = [line[1:].strip() for line in lines if line.startswith("E ")] or lines
-        _seen["errors"].append([report.nodeid, reasons[-1]])
+        _seen["errors"].append([report.nodeid, " ".join(reasons[:3])[:300]])
 
 
 @pytest.hookimpl(trylast=True)
@@ -97,6 +97,7 @@ def _imported_before(name: str) -> list[str]:
     for early in modules[: modules.index(name)]:
         path = getattr(sys.modules[early], "__file__", None) or ""
         inside = path.startswith(f"{_config.rootpath}{os.sep}") and "site-packages" not in path
+        inside = inside and path != __file__
         if inside and not _PACKAGE.startswith(early) and early.rpartition(".")[2] != "conftest":
             own.append(early)
     return own
@@ -122,7 +123,7 @@ def _recipe(recipe: Any) -> dict[str, Any] | None:
             elif not getattr(found, "tables", None):
                 told["wrong"].append(f"{name} has no tables: nothing has imported the models")
         except Exception as error:  # whatever the service raises
-            told["wrong"].append(f"{error}")
+            told["wrong"].append(" ".join(f"{error}".split())[:300])
     return told
 
 
@@ -159,11 +160,13 @@ def _engines(database: str) -> list[dict[str, Any]]:
 
 def _urls_in_settings(database: str) -> list[list[str]]:
     module = sys.modules.get("pydantic_settings")
+    if module is None:
+        return []
     found = []
-    for settings in gc.get_objects() if module else ():
+    for settings in gc.get_objects():
         if isinstance(settings, module.BaseSettings):
             for name, value in vars(settings).items():
                 text = getattr(value, "unicode_string", value.__str__)() if value else ""
                 if _URL.match(text) and database not in text:
-                    found.append([f"{type(settings).__name__}.{name}", text.rpartition("@")[2]])
-    return found
+                    found.append((f"{type(settings).__name__}.{name}", text.rpartition("@")[2]))
+    return [[*one] for one in dict.fromkeys(found)]
