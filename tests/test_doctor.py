@@ -28,8 +28,8 @@ FAULTS = {
         "tests/__init__.py",
         "prepare(",
         'prepare(database_url="DSN", DATABASE_URL="postgresql+asyncpg://a@127.0.0.1/b", ',
-        "missing  an engine (asyncpg) leads to postgresql+asyncpg://a@127.0.0.1/b, not to the tests'"
-        " database: prepare() sets DSN, and it was made from something else",
+        "leads to postgresql+asyncpg://a@127.0.0.1/b, not to the tests' database: "
+        "prepare() sets DSN, and it was made from something else",
     ),
     "the harness is not loaded": (
         "tests/conftest.py",

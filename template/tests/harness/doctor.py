@@ -128,7 +128,7 @@ def _ask_pytest() -> tuple[dict[str, Any], str]:
 
 
 def _does_not_start(seen: dict[str, Any], output: str) -> Iterator[Finding]:
-    if not seen.get("prepared") and "prepare()" in output or _are_both_auto(seen):
+    if (not seen.get("prepared") and "prepare()" in output) or _are_both_auto(seen):
         return  # said already
     if _SCOPES[0] in output and "is unset" in output:
         where = _where(seen)

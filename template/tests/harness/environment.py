@@ -148,7 +148,7 @@ class Environment:
     @property
     def driver(self) -> str:
         """How a URL of the service begins; the first of them, where there are several."""
-        return next(iter(self.drivers.values()))
+        return next(iter(self.drivers.values()), _ASYNCPG)
 
     def url(self, database: str, driver: str | None = None) -> str:
         """The URL of a database on the tests' server, as the service gets it.
@@ -243,7 +243,7 @@ def prepare(
 
     Args:
         database_url: the variable from which the service reads its database URL, one for SQLAlchemy with
-            asyncpg. Or several, each with how its URL begins: `{"DATABASE_URL": "postgresql+psycopg"}`.
+            asyncpg. Or several, each with how its URL begins: `{"DATABASE_URL": "postgresql+psycopg"}`; or none, `{}`.
         database_parts: the variables of the parts of it, for a service that reads these.
         database_loopback: the embedded server is to be reached on 127.0.0.1, for a service, or a library,
             that takes no URL of a Unix socket. With parts, it is anyway.

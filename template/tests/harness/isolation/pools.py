@@ -66,7 +66,10 @@ def watch(
         finally:
             pool._dec_overflow()
 
-    ways: dict[Any, tuple[Any, Any]] = {NullPool: (get, give_back), QueuePool: (get_counted, give_back_counted)}
+    ways: dict[Any, tuple[Any, Any]] = {
+        NullPool: (get, give_back),
+        QueuePool: (get_counted, give_back_counted),
+    }
     before = {kind: (kind._do_get, kind._do_return_conn) for kind in ways}
     _set(ways)
     return lambda: _set(before)

@@ -38,12 +38,12 @@ class Loopback:
 
 
 def known(home: Path) -> Loopback | None:
-    """Where the server of a folder is to listen; None if nobody has asked for it yet."""
+    """Where the server of a folder is to listen; None if that is not written down, or not as we do."""
     try:
         port, password = (home / _NOTE).read_text(encoding="ascii").split()
-    except FileNotFoundError:
+        return Loopback(int(port), password)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    return Loopback(int(port), password)
 
 
 def choose(home: Path) -> Loopback:
