@@ -97,7 +97,7 @@ def _imported_before(name: str) -> list[str]:
     for early in modules[: modules.index(name)]:
         path = getattr(sys.modules[early], "__file__", None) or ""
         inside = path.startswith(f"{_config.rootpath}{os.sep}") and "site-packages" not in path
-        inside = inside and path != __file__
+        inside = inside and path != __file__ and not early.startswith(f"{_PACKAGE}.")
         if inside and not _PACKAGE.startswith(early) and early.rpartition(".")[2] != "conftest":
             own.append(early)
     return own
