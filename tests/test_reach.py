@@ -142,7 +142,33 @@ async def add(words):
 
 
 async def create():
-    with psycopg.connect(os.environ["DATABASE_URL"]) as connection:
+    with psycopg.connect(os.environ["FILL_URL"]) as connection:
+        connection.execute("CREATE TABLE notes (id serial PRIMARY KEY, text text)")
+    await add("first")
+"""
+
+# In production a password file, or the system, lets it in.
+NO_PASSWORD = """\
+import os
+
+import psycopg
+
+there = {name: os.environ["PG_" + name.upper()] for name in ("host", "port", "user", "dbname")}
+
+
+async def texts():
+    async with await psycopg.AsyncConnection.connect(**there) as connection:
+        rows = await connection.execute("SELECT text FROM notes ORDER BY id")
+        return [text for (text,) in await rows.fetchall()]
+
+
+async def add(words):
+    with psycopg.connect(**there) as connection:
+        connection.execute("INSERT INTO notes (text) VALUES (%s)", [words])
+
+
+async def create():
+    with psycopg.connect(**there) as connection:
         connection.execute("CREATE TABLE notes (id serial PRIMARY KEY, text text)")
     await add("first")
 """
@@ -238,10 +264,17 @@ SERVICES = {
     ),
     "psycopg": Service(
         PSYCOPG,
-        'prepare(database_url={"DATABASE_URL": "postgresql"})\n',
+        'prepare(database_url={"DATABASE_URL": "postgresql", "FILL_URL": "postgresql"})\n',
         tests="backend/testing",
         absent=("sqlalchemy", "asyncpg", "redis"),
         packaged=False,
+    ),
+    "parts without a password": Service(
+        NO_PASSWORD,
+        "prepare(\n    database_url={},\n    database_parts=Parts("
+        'host="PG_HOST", port="PG_PORT", user="PG_USER", name="PG_DBNAME"),\n)\n',
+        absent=("sqlalchemy", "asyncpg"),
+        loopback=True,
     ),
     "asyncpg": Service(
         ASYNCPG, 'prepare(database_url={"DATABASE_URL": "postgresql"})\n', absent=("sqlalchemy",)
