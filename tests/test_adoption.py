@@ -1,7 +1,8 @@
 """`scope=harness`: services that were not made by this template, and get its harness.
 
-`adopted/` holds two of them, each in a style of its own; in `wired/` is what their developers write
-as docs/testing.md tells them, and their first tests with the harness.
+Two of those in `adopted/` had no tests that use a database: in `wired/` is what their developers
+write as docs/adopting-the-harness.md tells them, and their first tests with the harness. Those that
+had some are tested in test_adopted_suites.py.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from tests.support.releases import FUTURE, append, commit
 from tests.support.template import FUTURE as PRESENT
 from tests.variants import ALL_OFF
 
+GUIDES = ("docs/adopting-the-harness.md", "docs/testing.md")
+
 ADOPTED = Path(__file__).with_name("adopted")
 
-# A configuration block of docs/testing.md, to be merged into pyproject.toml.
+# What the guide tells to install.
 FRAGMENT = re.compile(r"^```toml\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -60,18 +63,18 @@ def adopted(
     after = files(path)
     assert {name: after[name] for name in before} == before, "what was there is as it was"
     added = {name for name in after if not name.startswith("tests/harness/")} - before.keys()
-    assert added == {ANSWERS_FILE, "docs/testing.md", "tests/__init__.py", "tests/conftest.py"}
+    written = {ANSWERS_FILE, *GUIDES, "tests/__init__.py", "tests/conftest.py"}
+    assert added == written
     yield service, Project.read(path, python)
     remove_clusters(tmp_path)
 
 
 def wire(service: Service, project: Project) -> None:
-    """What its developers do next: as docs/testing.md says, under "Adopting the harness"."""
-    guide = (project.path / "docs" / "testing.md").read_text()
-    (fragment,) = FRAGMENT.findall(guide)
+    """What its developers do next, as the guide says."""
+    shutil.copytree(ADOPTED / service.name / "wired", project.path, dirs_exist_ok=True)
+    (fragment,) = FRAGMENT.findall((project.path / GUIDES[0]).read_text())
     append(project.path / "pyproject.toml", f"\n{fragment}")
-    for path in (ADOPTED / service.name / "wired").glob("*.py"):
-        shutil.copy(path, project.path / "tests")
+    assert "Nothing is missing" in project.tool("tests.harness", "doctor").output
     commit(project.path, "Test on a real Postgres")
 
 
@@ -88,7 +91,7 @@ def test_adopted_service(adopted: tuple[Service, Project], monkeypatch: pytest.M
     assert not unmerged(project)
     touched = {name for name in now.keys() | before if now.get(name) != before.get(name)}
     others = {name for name in touched if not name.startswith("tests/harness/")}
-    assert others == {ANSWERS_FILE, "docs/testing.md"}
+    assert others == {ANSWERS_FILE, *GUIDES}
     assert b"of the future" in now["tests/harness/golden/build.py"]
     commit(project.path, f"Update to {FUTURE}")
     assert "the harness changed" in project.pytest("-v", passed=service.passed).golden()[1]
@@ -136,7 +139,7 @@ def test_file_that_is_there_is_left_alone(versions: Path, tmp_path: Path) -> Non
     assert "another template" in copier(*copy, versions, path, cwd=tmp_path, status=1).output
     answers = ["--answers-file", ".copier-answers.harness.yml"]
     said = copier(*copy, *answers, versions, path, cwd=tmp_path).output
-    assert "docs/testing-harness.md says what to fill in" in said
+    assert "python -m tests.harness doctor" in said
     commit(path, "Adopt the harness")
     copier("update", "--defaults", *answers, "-r", FUTURE, cwd=path)
     assert not run("git", "diff", "--name-only", "--diff-filter=U", cwd=path).output

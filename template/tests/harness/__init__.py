@@ -3,11 +3,14 @@
 Owned by the template, and replaced by its updates: override, don't edit. A service describes
 itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code, follow a run:
 
+    layout             where all of it lies in the project
+    files              those that nobody else may read
     environment        who this process is, and the URLs that the service gets
     shell              what of the user's shell tests see
     recipe             what the service says about itself
     servers/           guard: what is refused before anything is touched
-                       postgres, valkey: the embedded servers (locks: how processes share them)
+                       postgres, valkey: the embedded servers (locks: how processes share them;
+                       loopback: ports, where a socket will not do)
                        psql: opened in a database
     golden/            databases: the names and marks of our databases, and how they go
                        fingerprint: what a golden database depends on (digest: what it holds)
@@ -16,10 +19,11 @@ itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code,
                        clones: spares that replace it
                        changes: what Postgres counted (content: what it should hold)
                        putback: rows put back, and compared
+                       pools: what they keep in tests, which is nothing
                        connections: those of the service, kept from test to test
                        statements: what a session remembers of one
     development/       what `make run` brings: such servers, and the service
-    checks/            offline: what tests can't reach
+    checks/            offline: what tests can't reach (addresses: whether it is that)
                        versions: the oldest that will do
                        read_only: what is done without, where nothing can be written
                        tasks, uncommitted: what a test left, or had not committed
@@ -30,7 +34,10 @@ itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code,
     lifespan           an application's, for clients
     plugin             the hooks of pytest
 
-`python -m tests.harness` shows what is there, opens psql, and cleans up.
+    doctor             what a project still needs (checks/looking: what pytest sees of it)
+    commands           what is there, psql, cleaning up
+
+`python -m tests.harness` runs these two.
 """
 
 from __future__ import annotations
@@ -39,8 +46,8 @@ import sys
 
 if sys.version_info < (3, 11):  # noqa: UP036 - said before anything that it can't read
     sys.exit(
-        "tests/harness needs Python 3.11 or newer, and this is {}.{}: {}".format(
-            *sys.version_info[:2], sys.executable
+        "{} needs Python 3.11 or newer, and this is {}.{}: {}".format(
+            __name__.replace(".", "/"), *sys.version_info[:2], sys.executable
         )
     )
 

@@ -1,12 +1,13 @@
 """Who this process is, where its servers are, and the environment that the service sees.
 
-`prepare()` runs from `tests/__init__.py`, before anything of the service is imported, so that
-settings and engines made at import time already point at the tests' database. It starts nothing
-and imports next to nothing: a run of unit tests pays only for this file.
+`prepare()` runs before anything of the service is imported, from `tests/__init__.py` or at the top of
+the first conftest.py, so that settings and engines made at import time already point at the tests'
+database. It starts nothing and imports next to nothing: a run of unit tests pays only for this file.
 """
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import os
 import re
@@ -16,20 +17,22 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from urllib.parse import parse_qsl, quote, urlencode
+from types import MappingProxyType
+from typing import NamedTuple
+from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from . import shell
 from .checks import versions
 from .errors import HarnessError
-from .servers import urls, user
-
-ROOT = Path(__file__).resolve().parents[2]
-"""The project: the folder that holds `tests/`."""
+from .files import private
+from .layout import ROOT
+from .servers import loopback, urls, user
+from .servers.loopback import Loopback
 
 PORT = 5432
-"""Names the embedded server's socket file; nothing listens on a network port."""
+"""Names the embedded server's socket file where nothing listens on a network port."""
 
 _MEMORY = Path("/dev/shm")
 _MEMORY_FREE = 512 * 1024 * 1024
@@ -43,9 +46,65 @@ _LIMITS = {
 _SOCKET_PATH_MAX = 100  # Linux allows 107 bytes, macOS 103
 _FIRST_NAMESPACE = "4026531836"  # of processes: the number is fixed in the kernel
 
+_ASYNCPG = "postgresql+asyncpg"
+_DRIVER = re.compile(r"postgres(?:ql)?(?:\+\w+)?")
 # What stands before the database, and behind it.
 _URL = re.compile(r"[^:/]+://([^/?#]*)(?:/[^?#]*)?(?:\?([^#]*))?")
+_AT = re.compile(
+    r"[^:/]+://(?:(?P<user>[^:/?#@]*)(?::(?P<password>[^@]*))?@)?"
+    r"(?P<host>\[[^\]]*\]|[^:/?#]*)(?::(?P<port>\d+))?(?:/[^?#]*)?(?:\?(?P<query>[^#]*))?"
+)
 _REDIS_URL = re.compile(r"^(rediss?://[^/?#]*)/?([0-9]*)")
+
+
+class _Server(NamedTuple):
+    host: str
+    port: str
+    user: str
+    password: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The variables of the parts from which a service puts the URL of its database together.
+
+    Names as pydantic-settings reads them, nested ones among them: `DB__HOST`, `POSTGRES_SERVER`.
+
+    Attributes:
+        host: the variable of the server's host.
+        port: of its port.
+        user: of the role.
+        name: of the database's name.
+        password: of the role's password. A service that has none finds it as libpq and asyncpg do.
+    """
+
+    host: str
+    port: str
+    user: str
+    name: str
+    password: str | None = None
+
+    def values(self, server: _Server, database: str) -> dict[str, str]:
+        """What leads to a database of a server."""
+        found = {
+            self.host: server.host,
+            self.port: server.port,
+            self.user: server.user,
+            self.name: database,
+        }
+        if self.password or server.password:
+            found[self.password or "PGPASSWORD"] = server.password
+        return found
+
+    def own(self) -> dict[str, str]:
+        """The URL of the application's own database, by the variables that name it; empty without a host."""
+        host, port, user, name = map(_own, (self.host, self.port, self.user, self.name))
+        if not host:
+            return {}
+        # A socket is on this machine, as is what has no host; no more is asked of it.
+        at = "" if host.startswith("/") else f"[{host}]" if ":" in host else host
+        url = f"postgresql://{quote(user or '')}@{at}:{port or PORT}/{quote(name or '')}"
+        return {f"{self.host} and {self.name}": url}
 
 
 @dataclass(frozen=True)
@@ -60,9 +119,12 @@ class Environment:
         home: folder of the embedded servers of this project; made when first needed.
         external_url: `TEST_DATABASE_URL`, or None for the embedded server.
         external_redis_url: `TEST_REDIS_URL`, or None for the embedded server.
-        application_url: the `DATABASE_URL` that the service would have used.
+        application_urls: of the databases that the service would have used, by the variables that name them.
         application_redis_url: the same for Redis.
-        variable: name of the variable that gives the service its database URL.
+        drivers: the variables that give the service its database URL, and how each begins.
+        parts: the variables of its parts, if there are such.
+        port: of the embedded server; it names the file of its socket as well.
+        loopback: where the service reaches it, if not by its socket.
         limits: what Postgres allows the sessions of tests; none for a debugger.
     """
 
@@ -71,9 +133,12 @@ class Environment:
     home: Path
     external_url: str | None = field(repr=False)
     external_redis_url: str | None = field(repr=False)
-    application_url: str | None = field(repr=False)
+    application_urls: Mapping[str, str] = field(repr=False)
     application_redis_url: str | None = field(repr=False)
-    variable: str
+    drivers: Mapping[str, str]
+    parts: Parts | None
+    port: int
+    loopback: Loopback | None
     limits: dict[str, str]
 
     @property
@@ -81,11 +146,25 @@ class Environment:
         """The worker's database. Always this name: what is behind it is replaced when dirty."""
         return f"app_w_{self.run}_{self.worker}"
 
-    def url(self, database: str, driver: str = "postgresql+asyncpg") -> str:
-        """The URL of a database on the tests' server, for SQLAlchemy with asyncpg or psycopg."""
+    @property
+    def driver(self) -> str:
+        """How a URL of the service begins; the first of them, where there are several."""
+        return next(iter(self.drivers.values()), _ASYNCPG)
+
+    def url(self, database: str, driver: str | None = None) -> str:
+        """The URL of a database on the tests' server, as the service gets it.
+
+        Args:
+            database: its name.
+            driver: how the URL begins, if not as the service's own: `postgresql`, `postgresql+psycopg`, …
+        """
+        driver = driver or self.driver
+        if self.external_url is None and self.loopback is not None:
+            at = f"postgres:{self.loopback.password}@{loopback.HOST}:{self.loopback.port}"
+            return f"{driver}://{at}/{quote(database)}"
         if self.external_url is None:
             host = quote(str(self.home / "socket"))
-            return f"{driver}://postgres@/{quote(database)}?host={host}&port={PORT}"
+            return f"{driver}://postgres@/{quote(database)}?host={host}&port={self.port}"
         found = _URL.match(self.external_url)
         if found is None:  # the guard refuses it
             return self.external_url
@@ -94,8 +173,34 @@ class Environment:
         return f"{driver}://{found[1]}/{quote(database)}{query and '?'}{query}"
 
     def conninfo(self, database: str) -> str:
-        """The same for libpq: psql and psycopg."""
-        return self.url(database, "postgresql")
+        """How the harness itself, and psql, get there: to the embedded server by its socket."""
+        return replace(self, loopback=None).url(database, "postgresql")
+
+    def variables(self, database: str) -> dict[str, str]:
+        """What leads the service to a database of the tests' server: its variables, and their values."""
+        found = {name: self.url(database, driver) for name, driver in self.drivers.items()}
+        if self.parts is not None:
+            found |= self.parts.values(self._server(), database)
+        return found
+
+    def _server(self) -> _Server:
+        """The tests' server, in parts."""
+        if self.external_url is None:
+            assert self.loopback is not None  # whoever asks for parts asks for it
+            return _Server(
+                loopback.HOST, str(self.loopback.port), "postgres", self.loopback.password
+            )
+        found = _AT.match(self.external_url)
+        if found is None:  # the guard refuses it
+            return _Server("", "", "", "")
+        query = dict(parse_qsl(found["query"] or ""))
+        host, port, user, password = (unquote(found[n] or "") for n in _Server._fields)
+        return _Server(
+            host.strip("[]") or query.get("host", "localhost"),
+            port or query.get("port", str(PORT)),
+            user or os.environ.get("PGUSER") or getpass.getuser(),
+            password,
+        )
 
     @property
     def redis_socket(self) -> Path:
@@ -120,19 +225,34 @@ class Environment:
         return str(max(1, int(first) if first and first.isdecimal() else 0) + worker)
 
 
+of_the_shell = {**os.environ}
+"""The environment as it was before `prepare()`."""
+
 current: Environment
 """Set by `prepare()`."""
 
 
 def prepare(
-    *, database_url: str = "DATABASE_URL", redis_url: str | None = None, **variables: str
+    *,
+    database_url: str | Mapping[str, str] = "DATABASE_URL",
+    database_parts: Parts | None = None,
+    database_loopback: bool = False,
+    redis_url: str | None = None,
+    **variables: str,
 ) -> Environment:
     """Point the service at the tests' servers, before the service is imported.
 
     Args:
-        database_url: the variable from which the service reads its database URL.
+        database_url: the variable from which the service reads its database URL, one for SQLAlchemy with
+            asyncpg. Or several, each with how its URL begins: `{"DATABASE_URL": "postgresql+psycopg"}`; or none, `{}`.
+        database_parts: the variables of the parts of it, for a service that reads these.
+        database_loopback: the embedded server is to be reached on 127.0.0.1, for a service, or a library,
+            that takes no URL of a Unix socket. With parts, it is anyway.
         redis_url: the variable for Redis, if the service uses it.
         variables: further environment variables of the service under test.
+
+    Raises:
+        HarnessError: there is no place for the tests' server, or a URL begins as none of Postgres does.
     """
     global current  # noqa: PLW0603 - one process, one environment
     if "pytest" in sys.modules:
@@ -140,23 +260,43 @@ def prepare(
             versions.check_plugins()
         except HarnessError as error:
             sys.exit(str(error))  # pytest would wrap a traceback around it
+    drivers = database_url if isinstance(database_url, Mapping) else {database_url: _ASYNCPG}
+    for driver in drivers.values():
+        if not _DRIVER.fullmatch(driver):
+            raise HarnessError(
+                f"prepare() was told of URLs that begin with {driver}. Those of Postgres begin with "
+                "postgresql, postgresql+asyncpg, postgresql+psycopg and the like."
+            )
     run, worker = _identity()
+    home, external_url = _home(), os.environ.get("TEST_DATABASE_URL") or None
+    asked = external_url is None and (database_loopback or database_parts is not None)
+    if asked:
+        there: Loopback | None = loopback.choose(private(home))
+    else:  # it listens as it did: others may use it
+        there = loopback.known(home)
     current = Environment(
         run=run,
         worker=worker,
-        home=_home(),
-        external_url=os.environ.get("TEST_DATABASE_URL") or None,
+        home=home,
+        external_url=external_url,
         external_redis_url=os.environ.get("TEST_REDIS_URL") or None,
-        application_url=_own(database_url),
+        application_urls={
+            **{name: url for name in drivers if (url := _own(name))},
+            **(database_parts.own() if database_parts else {}),
+        },
         application_redis_url=_own(redis_url) if redis_url else None,
-        variable=database_url,
+        drivers=MappingProxyType({**drivers}),
+        parts=database_parts,
+        port=there.port if there else PORT,
+        loopback=there if asked else None,
         limits={} if _is_debugged() else _LIMITS,
     )
     shell.settle(
         libpq=current.external_url is not None,
         certificates=bool(current.external_url or current.external_redis_url),
     )
-    _set(database_url, current.url(current.database))
+    for name, value in current.variables(current.database).items():
+        _set(name, value)
     if redis_url:
         _set(redis_url, current.redis_url)
     os.environ.update(variables)
@@ -258,45 +398,6 @@ def realm() -> list[str]:
         return []
     container = [namespace] if namespace != _FIRST_NAMESPACE else []
     return container if user.may_become_another() else [*container, "own"]
-
-
-def private(folder: Path) -> Path:
-    """Make a folder that nobody else may enter, whatever the umask."""
-    for missing in [f for f in (folder, *folder.parents) if not f.exists()][::-1]:
-        with suppress(FileExistsError):  # another process was quicker
-            missing.mkdir(mode=0o700)
-            missing.chmod(0o700)
-    folder.mkdir(exist_ok=True)  # fails where that is a file
-    return folder
-
-
-def write(path: Path, content: bytes, *, durable: bool = False) -> None:
-    """Put a file there, whole or not at all, that nobody else may read or write, whatever the umask.
-
-    Args:
-        path: where.
-        content: of it.
-        durable: it outlives a crash of the machine, too.
-    """
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
-    fresh.unlink(missing_ok=True)  # its rights would stay
-    with open(fresh, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(content)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    fresh.replace(path)
-    if durable:
-        sync(path.parent)
-
-
-def sync(folder: Path) -> None:
-    """Let the names in a folder outlive the machine."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _ours(base: Path) -> bool:

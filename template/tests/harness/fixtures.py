@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, suppress
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest_asyncio
 from . import markers
 from .errors import HarnessError
 from .harness import Harness
+from .layout import CONFTEST, PACKAGE
 from .markers import needs_database
 from .plugin import HARNESS, attempt
 from .recipe import resolve
@@ -51,7 +53,7 @@ def _ready(harness: Harness | None, request: pytest.FixtureRequest) -> Harness:
     return harness
 
 
-@pytest_asyncio.fixture(scope="session", autouse=True)
+@pytest_asyncio.fixture(scope="session", loop_scope="session", autouse=True)
 def _session_loop(enterprise_database_setup: Harness | None) -> Any:
     """The event loop on which connections of the service are kept from test to test.
 
@@ -73,7 +75,7 @@ def _new_session(enterprise_database_setup: Harness | None) -> Callable[[], Any]
         return lambda: None
     name = enterprise_database_setup.recipe.session
     if name is None:
-        raise HarnessError("db_session needs a `session` in the recipe, in tests/conftest.py.")
+        raise HarnessError(f"db_session needs a `session` in the recipe, in {CONFTEST}.")
     factory = resolve(name)
     looked_at = False
 
@@ -99,7 +101,7 @@ def _check_session(session: Any, name: str, harness: Harness) -> None:
 
     if not hasattr(session, "get_bind"):
         raise HarnessError(
-            f"{name}, which tests/conftest.py names, does not make sessions of SQLAlchemy but "
+            f"{name}, which {CONFTEST} names, does not make sessions of SQLAlchemy but "
             f"{type(session).__name__}. Name the sessionmaker, or a function that returns a session."
         )
     try:
@@ -109,7 +111,7 @@ def _check_session(session: Any, name: str, harness: Harness) -> None:
     if url.database != harness.environment.database:
         raise HarnessError(
             f"{name} points at {url.render_as_string()}, not at the tests' database: "
-            "it was imported before tests/__init__.py prepared the environment."
+            f"it was imported before {PACKAGE}, or the first conftest.py, prepared the environment."
         )
 
 
@@ -165,6 +167,14 @@ def _keep_to_loop(session: Any) -> list[HarnessError]:
     return raised
 
 
+def _async_driver(driver: str) -> str:
+    """The service's, if SQLAlchemy has it for asyncio, or one that is there."""
+    library = driver.partition("+")[2]
+    if library not in ("asyncpg", "psycopg", "psycopg_async"):
+        library = "asyncpg" if find_spec("asyncpg") else "psycopg"
+    return f"postgresql+{library}"
+
+
 @pytest_asyncio.fixture
 async def db_engine(
     request: pytest.FixtureRequest, enterprise_database_setup: Harness | None
@@ -175,7 +185,9 @@ async def db_engine(
 
     current = _ready(enterprise_database_setup, request).environment
 
-    engine = create_async_engine(current.url(current.database), poolclass=NullPool)
+    engine = create_async_engine(
+        current.url(current.database, _async_driver(current.driver)), poolclass=NullPool
+    )
     try:
         yield engine
     finally:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from .checks import failure, uncommitted, versions
 from .environment import Environment
 from .errors import HarnessError
+from .layout import NAME
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class Harness:
         )
         self.worker.open()
         with suppress(ModuleNotFoundError):  # the service uses Postgres without SQLAlchemy
-            uncommitted.watch()
+            self._watch_sqlalchemy()
         self.header = [
             f"database: {server}",
             f"golden: {self.worker.golden.name}, {self.worker.golden.story}",
@@ -152,6 +153,12 @@ class Harness:
         ]
         if swept:
             self.header.append(f"swept: {len(swept)} databases that runs before left behind")
+
+    def _watch_sqlalchemy(self) -> None:
+        from .isolation import pools
+
+        uncommitted.watch()
+        pools.watch()
 
     def _kept_connections(self) -> KeptConnections | None:
         try:
@@ -188,7 +195,7 @@ class Harness:
             self.lost = self.lost or HarnessError(
                 f"The tests' database server ({where}) failed:\n{str(error).strip()}{log}\n"
                 "The next run starts from a whole database again. If it fails like this one, mend what is named "
-                "above, or let `python -m tests.harness clean` remove what the harness keeps."
+                f"above, or let `python -m {NAME} clean` remove what the harness keeps."
             )
             raise self.lost from error
 
@@ -298,7 +305,7 @@ class Harness:
         self._dirty = False
         self._see()
         if found.kept:
-            self.summary.kept.append(f"{name}\n    python -m tests.harness psql {found.kept}")
+            self.summary.kept.append(f"{name}\n    python -m {NAME} psql {found.kept}")
         if found.sessions:
             left.append("The test left database sessions open:\n" + "\n".join(found.sessions))
         if found.others:

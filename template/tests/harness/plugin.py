@@ -14,6 +14,8 @@ from . import environment, markers
 from .checks import failure, integrity, tasks, uncommitted
 from .errors import HarnessError
 from .harness import Harness, Summary
+from .layout import CONFTEST, NAME, PACKAGE
+from .layout import HARNESS as FOLDER
 from .markers import needs_database
 from .recipe import Recipe
 from .servers import guard
@@ -76,7 +78,7 @@ def pytest_configure(config: pytest.Config) -> None:
     markers.register(config)
     if not hasattr(environment, "current"):
         raise pytest.UsageError(
-            "tests/__init__.py is missing, or does not call prepare() of tests.harness.environment, "
+            f"{PACKAGE} is missing, or does not call prepare() of {NAME}.environment, nor does a conftest.py, "
             "so nothing points the service at its tests' database: see docs/testing.md."
         )
     try:
@@ -96,8 +98,8 @@ def pytest_report_header() -> list[str]:
     if not names:
         return []
     return [
-        f"tests/harness: {', '.join(names)} edited here. An update replaces these files; "
-        "override what they do in tests/conftest.py."
+        f"{FOLDER}: {', '.join(names)} edited here. An update replaces these files; "
+        f"override what they do in {CONFTEST}."
     ]
 
 
@@ -105,7 +107,7 @@ def _recipe(config: pytest.Config) -> Recipe:
     recipe = config.hook.pytest_harness_recipe()
     if not isinstance(recipe, Recipe):
         raise HarnessError(
-            "tests/conftest.py does not define pytest_harness_recipe(): see docs/testing.md."
+            f"{CONFTEST} does not define pytest_harness_recipe(): see docs/testing.md."
         )
     return recipe
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import HarnessError
+from .layout import CONFTEST
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,12 @@ class Recipe:
     Attributes:
         session: what makes a session of the service for `db_session`: a sessionmaker of any kind, or a
             function that returns one or a session. None where no test asks for it.
-        metadata: the `MetaData` for `create_all`, or None when `commands` make the schema, for
-            example by `alembic upgrade head`.
+        metadata: the `MetaData` for `create_all`, or several, in their order; None when `commands` make
+            the schema, for example by `alembic upgrade head`.
         extensions: `CREATE EXTENSION IF NOT EXISTS`, in this order, before the schema.
         commands: run one after the other when the schema is there, those in `together()` at the
-            same time: the seeder and its kin. Each gets the environment with the database URL; a
+            same time: the seeder and its kin. Each gets the environment, in which the variables that
+            `prepare()` was told of name the database that is built; a
             status other than 0 ends the run.
         sources: files and folders, from the project's root, that decide what the golden database
             holds. A change in one of them rebuilds it; the models' DDL always counts.
@@ -41,7 +43,7 @@ class Recipe:
         engine: not used any more. Recipes of version 1 name it.
     """
 
-    metadata: str | None
+    metadata: str | Sequence[str] | None
     session: str | None = None
     engine: str | None = None
     extensions: Sequence[str] = ()
@@ -49,6 +51,11 @@ class Recipe:
     sources: Sequence[str] = ()
     seeded: Sequence[str] = ()
     timeout: float = 300
+
+    @property
+    def metadatas(self) -> Sequence[str]:
+        """Their names, one or several."""
+        return (self.metadata,) if isinstance(self.metadata, str) else self.metadata or ()
 
     @property
     def steps(self) -> list[Sequence[Sequence[str]]]:
@@ -80,6 +87,4 @@ def resolve(name: str) -> Any:
     try:
         return pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise HarnessError(
-            f"{name}, which tests/conftest.py names, can't be imported: {error}"
-        ) from error
+        raise HarnessError(f"{name}, which {CONFTEST} names, can't be imported: {error}") from error

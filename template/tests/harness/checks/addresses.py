@@ -1,4 +1,4 @@
-"""Where a socket is about to connect, and whether that is this machine or an allowed host.
+"""Where a socket is about to connect: whether to this machine, or an allowed host, and to whose Postgres.
 
 Imports nothing of the harness: `children/sitecustomize.py` loads this file alone, before any program.
 """
@@ -6,6 +6,7 @@ Imports nothing of the harness: `children/sitecustomize.py` loads this file alon
 from __future__ import annotations
 
 import os
+from importlib.machinery import PathFinder
 
 TYPE_CHECKING = False  # typing is half of what this costs
 if TYPE_CHECKING:
@@ -43,7 +44,112 @@ def may_be_reached(host: str, port: int | None, allowed: Set[tuple[str, int | No
         port: of the server.
         allowed: hosts and ports besides this machine; without a port, all of a host's.
     """
-    return any(_is_here(h) or _is_allowed(h, port, allowed) for h in (host, *_names.get(host, ())))
+    return any(is_here(h) or _is_allowed(h, port, allowed) for h in (host, *_names.get(host, ())))
+
+
+def asked_socket(event: str, arguments: tuple[Any, ...]) -> str:
+    """The path of the Unix socket to which an audit event connects; empty if it does not."""
+    if event not in CONNECTS or arguments[1] is None or arguments[0].family in _inet():
+        return ""
+    return text(arguments[1]) if isinstance(arguments[1], str | bytes) else ""
+
+
+def of_libpq(parameters: dict[str, Any]) -> list[tuple[str, int]]:
+    """Where libpq would connect: hosts, or folders of sockets, and ports.
+
+    Args:
+        parameters: as its connection strings have them.
+    """
+    hosts = parameters.get("hostaddr") or parameters.get("host") or os.environ.get("PGHOST", "")
+    if service := parameters.get("service") or os.environ.get("PGSERVICE"):
+        hosts = f"service={service}"
+    ports = str(parameters.get("port") or os.environ.get("PGPORT", "5432")).split(",")
+    return [
+        (host or "/(the default folder)", int(ports[number % len(ports)]))
+        for number, host in enumerate(hosts.split(","))
+    ]
+
+
+def watch_psycopg(module: Any, check: Callable[[dict[str, Any]], None]) -> None:
+    """Let psycopg ask with what it connects."""
+
+    def connecting(conninfo: str, *_: Any, **__: Any) -> None:
+        check(module.conninfo.conninfo_to_dict(conninfo))
+
+    put_before(module.generators, "connect", connecting)
+
+
+def watch_psycopg2(module: Any, check: Callable[[dict[str, Any]], None]) -> None:
+    """The same for psycopg2."""
+
+    def connecting(dsn: str, *_: Any, **__: Any) -> None:
+        check(module.extensions.parse_dsn(dsn))
+
+    put_before(module, "_connect", connecting)
+
+
+def put_before(owner: Any, name: str, check: Callable[..., None]) -> None:
+    """Let a function begin with another one, which may raise."""
+    import functools
+
+    real = getattr(owner, name)
+
+    @functools.wraps(real)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        check(*args, **kwargs)
+        return real(*args, **kwargs)
+
+    setattr(owner, name, checked)
+
+
+class Finder:
+    """Watches libraries that connect in C once somebody imports them; until then it costs nothing."""
+
+    def __init__(self, watches: dict[str, Callable[[Any], None]]) -> None:
+        self._watches = watches
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
+        """Whoever imports is told of a library as ever, but for what is done once it is loaded."""
+        watch = self._watches.get(fullname)
+        if watch is None:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def load_and_watch(module: Any) -> None:
+                load(module)
+                watch(module)
+
+            spec.loader.exec_module = load_and_watch  # type: ignore[method-assign]
+        return spec
+
+
+def is_own_socket(path: str, own: Set[str]) -> bool:
+    """Whether a socket is the tests' Postgres, or none of any Postgres."""
+    folder, file = os.path.split(path)
+    return not file.startswith(".s.PGSQL.") or not {folder, file}.isdisjoint(own)
+
+
+def name(host: str, port: int | None) -> str:
+    """An address as people write it."""
+    host = f"[{host}]" if ":" in host else host
+    return host if port is None else f"{host}:{port}"
+
+
+def is_here(host: str) -> bool:
+    """Whether a name or an address is this machine's."""
+    import _socket
+
+    host = host.partition("%")[0].rstrip(".").lower()
+    if host in ("", "localhost", "ip6-localhost", "ip6-loopback", _socket.gethostname().lower()):
+        return True
+    address = _numeric(host)
+    if address is None:
+        return host.endswith(".localhost")
+    mapped = getattr(address, "ipv4_mapped", None) or address
+    return bool(mapped.is_loopback or mapped.is_unspecified)
 
 
 def is_name(host: Any) -> bool:
@@ -73,19 +179,6 @@ def _inet() -> tuple[int, int]:
     import _socket  # there already, where somebody connects
 
     return _socket.AF_INET, _socket.AF_INET6
-
-
-def _is_here(host: str) -> bool:
-    import _socket
-
-    host = host.partition("%")[0].rstrip(".").lower()
-    if host in ("", "localhost", "ip6-localhost", "ip6-loopback", _socket.gethostname().lower()):
-        return True
-    address = _numeric(host)
-    if address is None:
-        return host.endswith(".localhost")
-    mapped = getattr(address, "ipv4_mapped", None) or address
-    return bool(mapped.is_loopback or mapped.is_unspecified)
 
 
 def _numeric(host: str) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from ..environment import Environment, private, write
+from ..environment import Environment
 from ..errors import HarnessError
+from ..files import private, write
 
 
 def recall(environment: Environment) -> None:

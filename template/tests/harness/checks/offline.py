@@ -1,13 +1,15 @@
-"""While tests run, nothing leaves this machine, and unit tests reach no server on it, either.
+"""While tests run, nothing leaves this machine, and nobody on it is reached by mistake.
 
 Connections go to loopback addresses, to Unix sockets, to the servers that the tests were given, and to
 hosts that `harness_allowed_connections` in pyproject.toml names; a test marked `network` or `llm`
-may connect anywhere. Other names are not even looked up.
+may connect anywhere. Other names are not even looked up. Unit tests reach no server at all; other tests
+no Postgres of this machine but their own: not the application's, none at the port and the sockets that
+drivers take where they are told of none.
 
 The rule is kept where sockets connect: by an audit hook, which Python calls before any socket of its
 own does, in whatever thread, and by functions put before those of libraries that connect in C:
-psycopg, psycopg2, uvloop. Processes of Python that tests start, the seeder among them, have such a
-hook as well: see `children/sitecustomize.py`. Neither sees other programs, nor other libraries in C;
+psycopg, psycopg2, uvloop. Processes of Python that tests start, the seeder among them, have the same,
+but for uvloop: see `children/sitecustomize.py`. Neither sees other programs, nor other libraries in C;
 they see what `shell.py` makes of the environment. (pytest-socket would replace some of this. It
 guards `connect` in Python alone, between a test's setup and its teardown, and fails tests for what
 a library's background thread does.)
@@ -28,24 +30,28 @@ import sys
 import sysconfig
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
 from types import FrameType, ModuleType
 from typing import Any
 
 import pytest
 
 from .. import environment, markers, shell
-from ..environment import PORT, ROOT, Environment
+from ..environment import PORT, Environment
 from ..errors import HarnessError
+from ..layout import ROOT
 from ..servers.guard import REDIS_PORT, read, setting
 from . import addresses
+from .addresses import put_before
 
 SETTING = "harness_allowed_connections"
+APPLICATION = "tests.harness"
+"""How the harness's own connections begin to name themselves."""
+
 _REACHED = "HARNESS_REACHED"
+_POSTGRES = "HARNESS_POSTGRES"
 _CHILDREN = os.path.join(os.path.dirname(__file__), "children")
 
 
@@ -61,6 +67,10 @@ class UnitTestConnectedError(RefusedError):
             f"This test is marked {markers.unit}, and connected to a database or to Redis. Mark it "
             "@pytest.mark.integration instead: then it gets a seeded database and a Redis of its own."
         )
+
+
+class AnotherPostgresError(RefusedError):
+    """Something reached for a Postgres that is not the tests'."""
 
 
 class _NoNetworkError(RefusedError, OSError):
@@ -109,7 +119,8 @@ def _online(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             monkeypatch.delenv(name, raising=False)
         else:
             monkeypatch.setenv(name, value)
-    monkeypatch.delenv(_REACHED, raising=False)
+    for name in (_REACHED, _POSTGRES):
+        monkeypatch.delenv(name, raising=False)
     _open = True
     try:
         yield
@@ -128,6 +139,8 @@ def _check(host: str, port: int | None) -> None:
         _refuse_unit_test()
     if not _open and not addresses.may_be_reached(host, port, _allowed()):
         _refuse(host, port)
+    if not _open and port in _others() and addresses.is_here(host):
+        _refuse_postgres(addresses.name(host, port), port)
 
 
 @functools.cache  # asked of each connection that would leave this machine
@@ -139,7 +152,24 @@ def _allowed() -> set[tuple[str, int | None]]:
         with_port = colon and port.isdecimal() and addresses.is_name(name)
         found.add((host.strip("[]"), int(port)) if with_port else (name.strip("[]"), None))
     given = filter(None, (_environment.external_url, _environment.external_redis_url))
-    return found.union(*(address.servers for address in map(read, given) if address))
+    found = found.union(*(address.servers for address in map(read, given) if address))
+    return found | ({("", there.port)} if (there := _environment.loopback) else set())
+
+
+@functools.cache
+def _others() -> set[int]:
+    """Ports of this machine on which a Postgres is not the tests': the application's, and libpq's own."""
+    own = map(read, _environment.application_urls.values())
+    ports = {PORT, *(port for url in own if url for host, port in url.servers if not host)}
+    reached = {port for host, port in _allowed() if addresses.is_here(host)}
+    return set() if None in reached else {port for port in ports if port not in reached}
+
+
+@functools.cache
+def _sockets() -> set[str]:
+    """What the sockets of a Postgres have that tests may reach: their folder, or their name."""
+    reached = {f".s.PGSQL.{port}" for host, port in _allowed() if addresses.is_here(host)}
+    return reached | (set() if _environment.external_url else {str(_environment.home / "socket")})
 
 
 def _refuse_unit_test() -> None:
@@ -150,10 +180,25 @@ def _refuse_unit_test() -> None:
     raise error
 
 
+def _refuse_postgres(address: str, port: str | int | None) -> None:
+    __tracebackhide__ = True
+    error = AnotherPostgresError(
+        f"{_caller(innermost=True)} asked for a connection to {address}, and was refused: a Postgres there is not "
+        f"the tests'. They have theirs from {_variables()}: whoever connects elsewhere read other variables, "
+        "or made its settings before prepare() was called. If a test is to reach that server, allow it in "
+        f'pyproject.toml:\n\n    [tool.pytest.ini_options]\n    {SETTING} = ["localhost:{port}"]'
+    )
+    _refused.append(error)
+    raise error
+
+
+def _variables() -> str:
+    return ", ".join(_environment.variables(_environment.database))
+
+
 def _refuse(host: str, port: int | None) -> None:
     __tracebackhide__ = True
-    name = f"[{host}]" if ":" in host else host
-    address = name if port is None else f"{name}:{port}"
+    address = addresses.name(host, port)
     own = _is_of_a_test()
     caller = _caller(innermost=own)
     what = "the address of" if port is None else "a connection to"
@@ -202,26 +247,28 @@ def install(current: Environment) -> None:
     """Watch the ways to a server, for the rest of the process."""
     global _installed, _environment, _targets  # noqa: PLW0603
     _environment, _targets = current, _servers(current)
-    _allowed.cache_clear()
+    for known in (_allowed, _others, _sockets):
+        known.cache_clear()
     _of_a_test.set(True)
     if _installed:  # pytest may run more than once in a process
         return
     _installed = True
     sys.addaudithook(_audit)
     for name in ("connect", "connect_ex", "sendto"):
-        _put_before(socket.socket, name, _before_look_up)
+        put_before(socket.socket, name, _before_look_up)
     socket.getaddrinfo = addresses.remembering(socket.getaddrinfo)
     # Asked here, in the task that waits; the look-up is made in a thread.
-    _put_before(asyncio.BaseEventLoop, "getaddrinfo", _look_up)
+    put_before(asyncio.BaseEventLoop, "getaddrinfo", _look_up)
     for name, watch in _IN_C.items():
         if name in sys.modules:
             watch(sys.modules[name])
-    sys.meta_path.insert(0, _Finder())
+    sys.meta_path.insert(0, addresses.Finder(_IN_C))
 
 
 def _watch_children() -> None:
     """Let Python, in processes that this one starts, begin with `children/sitecustomize.py`."""
     os.environ[_REACHED] = " ".join(f"{host}:{port or ''}" for host, port in _allowed())
+    os.environ[_POSTGRES] = "\n".join([*map(str, _others()), *_sockets()])
     others = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p != _CHILDREN]
     os.environ["PYTHONPATH"] = os.pathsep.join([_CHILDREN, *filter(None, others)])
 
@@ -231,12 +278,12 @@ def _servers(current: Environment) -> set[Any]:
     urls = (
         current.external_url,
         current.external_redis_url,
-        current.application_url,
+        *current.application_urls.values(),
         current.application_redis_url,
     )
     addresses = [address for address in map(read, filter(None, urls)) if address]
     known = {name for address in addresses for server in address.servers for name in server}
-    return {*known, PORT, REDIS_PORT, str(current.redis_socket)}
+    return {*known, PORT, current.port, REDIS_PORT, str(current.redis_socket)}
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
@@ -246,6 +293,8 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
             _check(*where)
         elif _unit and event in addresses.CONNECTS and _is_server(*arguments[:2]):
             _refuse_unit_test()
+        elif path := addresses.asked_socket(event, arguments):
+            _check_socket(path)
     except HarnessError as error:
         if event in addresses.CONNECTS and not isinstance(error, OSError):
             # Who tried to connect expects other errors, and would leave it open.
@@ -274,49 +323,26 @@ def _look_up(_: Any, host: Any, *__: Any, **___: Any) -> None:
     _audit("socket.getaddrinfo", (host,))
 
 
-def _put_before(owner: Any, name: str, check: Callable[..., None]) -> None:
-    real = getattr(owner, name)
-
-    @functools.wraps(real)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        __tracebackhide__ = True
-        check(*args, **kwargs)
-        return real(*args, **kwargs)
-
-    setattr(owner, name, checked)
-
-
 # --- libraries that connect in C ----------------------------------------------------------------
-
-
-def _watch_psycopg(module: ModuleType) -> None:
-    def check(conninfo: str, *_: Any, **__: Any) -> None:
-        parameters = module.conninfo.conninfo_to_dict(conninfo)
-        if not parameters.get("application_name", "").startswith("tests.harness"):
-            _check_libpq(parameters)
-
-    _put_before(module.generators, "connect", check)
-
-
-def _watch_psycopg2(module: ModuleType) -> None:
-    def check(dsn: str, *_: Any, **__: Any) -> None:
-        _check_libpq(module.extensions.parse_dsn(dsn))
-
-    _put_before(module, "_connect", check)
 
 
 def _check_libpq(parameters: dict[str, Any]) -> None:
     __tracebackhide__ = True
+    if parameters.get("application_name", "").startswith(APPLICATION):
+        return
     if _unit:
         _refuse_unit_test()
-    service = parameters.get("service") or os.environ.get("PGSERVICE")
-    hosts = parameters.get("hostaddr") or parameters.get("host") or os.environ.get("PGHOST", "")
-    if service:
-        hosts = f"service={service}"
-    ports = str(parameters.get("port") or os.environ.get("PGPORT", PORT)).split(",")
-    for number, host in enumerate(hosts.split(",")):
-        if not host.startswith(("/", "@")):
-            _check(host, int(ports[number % len(ports)]))
+    for host, port in addresses.of_libpq(parameters):
+        if host.startswith(("/", "@")):
+            _check_socket(f"{host}/.s.PGSQL.{port}")
+        else:
+            _check(host, port)
+
+
+def _check_socket(path: str) -> None:
+    __tracebackhide__ = True
+    if not (_open or addresses.is_own_socket(path, _sockets())):
+        _refuse_postgres(path, path.rpartition(".")[2])
 
 
 def _watch_uvloop(module: ModuleType) -> None:
@@ -324,36 +350,25 @@ def _watch_uvloop(module: ModuleType) -> None:
         if host is not None:
             _check(addresses.text(host), port)
 
+    def connecting_here(_: Any, __: Any, path: Any = None, **___: Any) -> None:
+        if path is not None:
+            _check_socket(addresses.text(path))
+
     def datagrams(_: Any, __: Any, ___: Any = None, remote_addr: Any = None, **____: Any) -> None:
         if isinstance(remote_addr, tuple):
             _check(addresses.text(remote_addr[0]), remote_addr[1])
 
-    _put_before(module.Loop, "create_connection", connecting)
-    _put_before(module.Loop, "create_datagram_endpoint", datagrams)
-    _put_before(module.Loop, "getaddrinfo", _look_up)
+    put_before(module.Loop, "create_connection", connecting)
+    put_before(module.Loop, "create_unix_connection", connecting_here)
+    put_before(module.Loop, "create_datagram_endpoint", datagrams)
+    put_before(module.Loop, "getaddrinfo", _look_up)
 
 
-_IN_C = {"psycopg": _watch_psycopg, "psycopg2": _watch_psycopg2, "uvloop": _watch_uvloop}
-
-
-class _Finder(MetaPathFinder):
-    """Watches such a library once somebody imports it; until then it costs nothing."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname not in _IN_C:
-            return None
-        spec = PathFinder.find_spec(fullname, path, target)
-        if spec is not None and spec.loader is not None:
-            load = spec.loader.exec_module
-
-            def load_and_watch(module: ModuleType) -> None:
-                load(module)
-                _IN_C[fullname](module)
-
-            spec.loader.exec_module = load_and_watch  # type: ignore[method-assign]
-        return spec
+_IN_C: dict[str, Callable[[Any], None]] = {
+    "psycopg": lambda module: addresses.watch_psycopg(module, _check_libpq),
+    "psycopg2": lambda module: addresses.watch_psycopg2(module, _check_libpq),
+    "uvloop": _watch_uvloop,
+}
 
 
 # --- what pytest sees ---------------------------------------------------------------------------
@@ -401,7 +416,7 @@ def _told(*, swallowed: bool = True) -> Iterator[None]:
         raise
     except pytest.skip.Exception as error:  # for want of a network, perhaps; but never of a server
         for refusal in _refused:
-            if isinstance(refusal, UnitTestConnectedError):
+            if isinstance(refusal, UnitTestConnectedError | AnotherPostgresError):
                 raise refusal from error
         raise
     except (Exception, pytest.fail.Exception) as error:

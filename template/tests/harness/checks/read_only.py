@@ -11,6 +11,7 @@ import warnings
 import pytest
 
 from .. import environment
+from ..files import private
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -23,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
     controller = getattr(coverage, "cov_controller", None)  # none in a worker, which starts later
     if controller is None or "COVERAGE_FILE" in os.environ or _can_write(config.rootpath):
         return
-    home = environment.private(environment.current.home)
+    home = private(environment.current.home)
     os.environ["COVERAGE_FILE"] = str(home / "coverage")
     controller.cov.stop()
     controller.start()  # anew: nothing of the service was imported so far

@@ -12,9 +12,11 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 from ..errors import HarnessError
+from ..layout import HARNESS
 
 PLUGINS = {"pytest": "8.4", "pytest-asyncio": "1.4"}
-DRIVERS = {"psycopg": "3.2.11", "SQLAlchemy": "2.0", "asyncpg": "0.27"}
+DRIVERS = {"psycopg": "3.2.11"}
+IF_INSTALLED = {"SQLAlchemy": "2.0", "asyncpg": "0.27"}
 REDIS = {"redis": "5.0.1"}
 
 
@@ -28,31 +30,38 @@ def check_plugins() -> None:
         module = sys.modules.get(name.replace("-", "_"))
         if module is None and importlib.util.find_spec(name.replace("-", "_")):
             raise HarnessError(
-                f"tests/harness needs {name}, and an option of this run, or "
+                f"{HARNESS} needs {name}, and an option of this run, or "
                 "PYTEST_DISABLE_PLUGIN_AUTOLOAD, turns it off."
             )
-        _check(name, oldest, getattr(module, "__version__", None))
+        check(name, oldest, getattr(module, "__version__", None))
 
 
 def check_installed(wanted: dict[str, str]) -> None:
-    """What a run with a database, or with Redis, needs besides.
+    """What a run with a database, or with Redis, needs besides, and what of the service it works with.
 
     Raises:
         HarnessError: something is missing or too old.
     """
-    for name, oldest in wanted.items():
+    for name, oldest in (wanted | IF_INSTALLED).items():
         try:
             found = version(name)
         except PackageNotFoundError:
+            if name in IF_INSTALLED:
+                continue
             found = None
-        _check(name, oldest, found)
+        check(name, oldest, found)
 
 
-def _check(name: str, oldest: str, found: str | None) -> None:
+def check(name: str, oldest: str, found: str | None) -> None:
+    """Compare what is installed of something with what the harness needs.
+
+    Raises:
+        HarnessError: it is older, or there is none.
+    """
     if found is None or _numbers(found) < _numbers(oldest):
         here = f"there is {found}" if found else "there is none"
         raise HarnessError(
-            f"tests/harness needs {name} {oldest} or newer, and {here} in {sys.prefix}: "
+            f"{HARNESS} needs {name} {oldest} or newer, and {here} in {sys.prefix}: "
             f'install "{name}>={oldest}".'
         )
 

@@ -13,8 +13,8 @@ from contextlib import ExitStack
 
 import psycopg
 
-from ..environment import ROOT
 from ..errors import HarnessError
+from ..layout import ROOT
 from ..servers import urls
 from ..servers.psql import open_psql
 from . import database

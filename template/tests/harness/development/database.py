@@ -22,8 +22,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from ..environment import ROOT
 from ..errors import HarnessError
+from ..layout import ROOT
 from .postgres import ROLE, DevelopmentServer
 from .stopping import undisturbed
 

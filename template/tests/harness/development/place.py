@@ -20,8 +20,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from ..environment import ROOT, spellings, write
+from ..environment import spellings
 from ..errors import HarnessError
+from ..files import write
+from ..layout import ROOT
 from ..servers.locks import FileLock
 
 DEV = ROOT / ".dev"

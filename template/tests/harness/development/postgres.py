@@ -18,13 +18,13 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from .. import environment
+from .. import environment, files
 from ..errors import HarnessError
 from ..servers import user
 from ..servers.binaries import binaries
+from ..servers.loopback import HOST, first_port, on_a_free_port
 from ..servers.postgres import EmbeddedServer, command_line
 from .place import Place
-from .processes import HOST, first_port, on_a_free_port
 
 ROLE = "service"
 
@@ -125,7 +125,7 @@ class DevelopmentServer(EmbeddedServer):
         return self._server_pid() is not None and super()._answers()
 
     def _make_home(self) -> None:
-        environment.private(self.home)
+        files.private(self.home)
 
     def _is_current(self, version: str) -> bool:
         return self._major() == version.partition(".")[0]
@@ -152,7 +152,7 @@ class DevelopmentServer(EmbeddedServer):
         if not os.path.lexists(self.data):
             self._initdb(folder, version)
             for names in (self.home, self.home.parent, self.home.parent.parent):
-                environment.sync(names)
+                files.sync(names)
             how = "created"
         elif not self._is_current(version):
             raise HarnessError(

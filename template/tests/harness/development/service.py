@@ -14,10 +14,11 @@ from contextlib import closing, suppress
 from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
-from ..environment import ROOT
 from ..errors import HarnessError
+from ..layout import ROOT
+from ..servers.loopback import TRIES, on_a_free_port
 from .place import Place
-from .processes import TRIES, end, on_a_free_port, stop
+from .processes import end, stop
 from .stopping import undisturbed
 
 _FIRST_PORT = 8000

@@ -7,9 +7,10 @@ import socket
 import subprocess
 from contextlib import suppress
 
+from ..servers.loopback import HOST, first_port, on_a_free_port
 from ..servers.valkey import launch
 from .place import Place
-from .processes import HOST, end, first_port, on_a_free_port, stop
+from .processes import end, stop
 
 _START_SECONDS = 60  # it reads all that it has kept
 _STOP_SECONDS = 30

@@ -24,8 +24,9 @@ import psycopg
 from psycopg import sql
 
 from ..checks import failure
-from ..environment import ROOT, Environment
+from ..environment import Environment
 from ..errors import HarnessError
+from ..layout import CONFTEST, ROOT
 from ..recipe import Recipe
 from . import databases
 from .databases import Connection, Database
@@ -230,8 +231,8 @@ def _create_extension(connection: Connection, name: str) -> None:
 
 
 def _create_all(environment: Environment, recipe: Recipe, database: str) -> None:
-    tables = metadata(recipe)
-    if tables is None:
+    found = metadata(recipe)
+    if not found:
         return
     import sqlalchemy
 
@@ -241,7 +242,8 @@ def _create_all(environment: Environment, recipe: Recipe, database: str) -> None
         creator=lambda: databases.connect(environment, database),
         poolclass=sqlalchemy.NullPool,
     )
-    tables.create_all(engine)
+    for tables in found:
+        tables.create_all(engine)
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,7 @@ def _run(
     Their environment is this one's, so that what was set for the tests reaches them; a crash is
     their own, too. Raises HarnessError with the command, its status and its output when one fails.
     """
-    variables = os.environ | {environment.variable: environment.url(database)}
+    variables = os.environ | environment.variables(database)
     with ExitStack() as stack:
         with _group() as group:
             running = [stack.enter_context(_started(c, variables, group)) for c in commands]
@@ -339,7 +341,7 @@ def _check_seeded(recipe: Recipe, held: dict[str, Any]) -> None:
         if not rows:
             raise HarnessError(
                 f"The seed commands succeeded, but left the table {table} empty or missing. "
-                "Nothing was published. See `seeded` in tests/conftest.py."
+                f"Nothing was published. See `seeded` in {CONFTEST}."
             )
 
 

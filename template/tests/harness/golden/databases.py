@@ -34,6 +34,7 @@ from psycopg.conninfo import make_conninfo
 
 from ..environment import Environment
 from ..errors import HarnessError
+from ..layout import NAME
 from ..waiting import polls
 
 MAINTENANCE = "postgres"
@@ -189,7 +190,7 @@ def _cannot_connect(environment: Environment, database: str, reason: str) -> str
     if environment.external_url is None:
         return (
             f"No connection to {database!r} on the tests' embedded server in {environment.home}:\n{reason}\n"
-            "If it does so again, let `python -m tests.harness clean` remove that server."
+            f"If it does so again, let `python -m {NAME} clean` remove that server."
         )
     where = re.sub("^[^:]*://(?:[^@/]*@)?|[/?].*", "", environment.external_url)
     return (

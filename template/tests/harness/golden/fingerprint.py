@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import environment
 from ..checks.integrity import sums
 from ..errors import HarnessError
+from ..layout import CONFTEST, ROOT
 from ..recipe import Recipe, resolve
 from .databases import Connection
 
@@ -49,7 +49,7 @@ def fingerprint(connection: Connection, recipe: Recipe) -> Fingerprint:
         "the extensions": _hash(_extensions(connection, recipe.extensions)),
         "the recipe": _hash(_recipe(recipe)),
         "the models": _hash(statement.encode() for statement in ddl(recipe)),
-        **{source: _hash(_files(environment.ROOT, source)) for source in recipe.sources},
+        **{source: _hash(_files(ROOT, source)) for source in recipe.sources},
     }
     total = _hash(
         part for name, hash_ in sorted(parts.items()) for part in (name.encode(), hash_.encode())
@@ -57,9 +57,9 @@ def fingerprint(connection: Connection, recipe: Recipe) -> Fingerprint:
     return Fingerprint(total, parts)
 
 
-def metadata(recipe: Recipe) -> MetaData | None:
-    """The service's `MetaData`, imported now."""
-    return resolve(recipe.metadata) if recipe.metadata else None
+def metadata(recipe: Recipe) -> list[MetaData]:
+    """Each `MetaData` of the service, imported now."""
+    return [resolve(name) for name in recipe.metadatas]
 
 
 def ddl(recipe: Recipe) -> list[str]:
@@ -67,8 +67,8 @@ def ddl(recipe: Recipe) -> list[str]:
 
     A table's indexes come in no fixed order.
     """
-    tables = metadata(recipe)
-    if tables is None:
+    found = metadata(recipe)
+    if not found:
         return []
     from sqlalchemy import create_mock_engine
 
@@ -78,7 +78,8 @@ def ddl(recipe: Recipe) -> list[str]:
         statements.append(str(statement.compile(dialect=engine.dialect)))
 
     engine = create_mock_engine("postgresql+psycopg://", record)
-    tables.create_all(engine, checkfirst=False)
+    for tables in found:
+        tables.create_all(engine, checkfirst=False)
     return sorted(statements)
 
 
@@ -129,7 +130,7 @@ def _files(root: Path, source: str) -> list[bytes]:
         return [piece for path in paths for piece in _named(root, path)]
     if not start.is_dir():
         raise HarnessError(
-            f"{source} does not exist, but is listed under `sources` in tests/conftest.py: "
+            f"{source} does not exist, but is listed under `sources` in {CONFTEST}: "
             "correct the path, or take it out."
         )
     pieces: list[bytes] = []

@@ -1,8 +1,8 @@
 """Connections that the service's engine closes are kept for its next session, from test to test.
 
-In tests the service has no pool: nothing of one test may reach the next one, or another event loop.
-But to open a connection takes longer than most tests. So on the session's event loop, SQLAlchemy's
-NullPool is given again what it closed before, if that is like new: whatever is sent passes by here,
+In tests no pool keeps anything (see `pools.py`): nothing of one test may reach the next one, or another
+event loop. But to open a connection takes longer than most tests. So on the session's event loop, a pool
+of SQLAlchemy is given again what it closed before, if that is like new: whatever is sent passes by here,
 and `statements.py` tells whether it leaves something that a session remembers (settings, temporary
 tables, listeners, locks, …). If so, or after another codec, a connection is closed for real. On other
 loops, in threads and by other drivers, all are opened as anywhere.
@@ -24,6 +24,7 @@ import asyncpg
 from sqlalchemy import NullPool
 
 from ..checks.offline import is_offline
+from . import pools
 from .statements import Names
 
 _KEPT = 5  # as many as SQLAlchemy's own pool keeps
@@ -57,15 +58,9 @@ class KeptConnections:
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Keep, from now on, what is opened on this event loop."""
         self._loop, self._connect = loop, asyncpg.connect
-        opens, closes = NullPool._do_get, NullPool._do_return_conn
         self._put(asyncpg, "connect", self.connect)
         self._put(asyncpg.connection, "connect", self.connect)
-        self._put(NullPool, "_do_get", lambda pool: self._take(pool) or _opened(opens(pool)))
-        self._put(
-            NullPool,
-            "_do_return_conn",
-            lambda pool, record: self._keep(pool, record) or closes(pool, record),
-        )
+        self._restore.append(pools.watch(self._take, _opened, self._keep))
 
     def _put(self, owner: Any, name: str, value: Any) -> None:
         before = getattr(owner, name)
@@ -132,7 +127,7 @@ class KeptConnections:
             return None
         # An engine that was disposed of has a new pool, and the same function that connects.
         for creator, record in reversed(self._records):
-            if creator is pool._creator:
+            if creator is pool._creator and _may_have(pool, record):
                 self._records.remove((creator, record))
                 if not record.driver_connection.is_dead():
                     self.used = True
@@ -158,11 +153,15 @@ class KeptConnections:
         return True
 
 
-def _opened(record: Any) -> Any:
+def _opened(record: Any) -> None:
     """What a connection was told until now, each is that the engine opens."""
     if type(record.driver_connection) is _Watched:
         record.driver_connection.is_opened = True
-    return record
+
+
+def _may_have(pool: Any, record: Any) -> bool:
+    """A pool that counts its connections has its own back, no other's."""
+    return isinstance(pool, NullPool) or record._ConnectionRecord__pool is pool
 
 
 def _is_ordinary(pool: Any) -> bool:

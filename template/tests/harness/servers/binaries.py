@@ -12,6 +12,8 @@ from typing import Any
 
 from .. import environment
 from ..errors import ANOTHER_SERVER, HarnessError
+from ..files import private, write
+from ..layout import ROOT
 from . import user
 
 OLDEST = 15
@@ -80,7 +82,7 @@ def _can_be_run(install: Path) -> bool:
 def _place(home: Path) -> Path:
     """A folder for the copy. Memory is often mounted so that programs in it can't be run."""
     for folder in (home, *(base / home.name for base in environment.bases())):
-        environment.private(folder)
+        private(folder)
         if not os.statvfs(folder).f_flag & os.ST_NOEXEC:
             break
     else:
@@ -92,7 +94,7 @@ def _place(home: Path) -> Path:
         os.utime(folder)  # when it was last used
         for closed in (folder.parent, folder):
             closed.chmod(0o711)
-        environment.write(folder / "project", os.fsencode(environment.ROOT))
+        write(folder / "project", os.fsencode(ROOT))
     return folder / "postgres"
 
 

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote
 
-from ..environment import PORT, ROOT, Environment
+from ..environment import PORT, Environment
 from ..errors import HarnessError
+from ..layout import ROOT
 from . import urls
 
 if TYPE_CHECKING:
@@ -99,13 +100,14 @@ def check_url(environment: Environment) -> None:
             "TEST_DATABASE_URL names several hosts, and each connection may reach another one. Name the "
             f"one that is for tests. {_EXAMPLE}"
         )
-    own = read(environment.application_url or "")
-    if own and own.meets(url):
-        raise HarnessError(
-            f"TEST_DATABASE_URL names the application's own database, the one in {environment.variable}. "
-            "Tests never use it: name another database, for example `postgres` on a server for tests, "
-            f"{_INSTEAD}."
-        )
+    for variable, value in environment.application_urls.items():
+        own = read(value)
+        if own and own.meets(url):
+            raise HarnessError(
+                f"TEST_DATABASE_URL names the application's own database, the one in {variable}. "
+                "Tests never use it: name another database, for example `postgres` on a server for tests, "
+                f"{_INSTEAD}."
+            )
     _check_host(url, "TEST_DATABASE_URL", "Tests create and drop databases there.")
 
 

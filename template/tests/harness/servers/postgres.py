@@ -10,7 +10,8 @@ machine, which the boot id tells, or when it does not start, it is made anew. Th
       mutex      held while somebody starts or stops the server
       users      held (shared) by each process that uses it; the last one stops it
       data/      the cluster, with harness.json, its manifest
-      socket/    the only place where the server listens
+      socket/    where the server listens
+      loopback   the port and the password with which it listens there as well, where that was asked for
       log        of the server, since its last start
 """
 
@@ -33,17 +34,21 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from .. import environment
 from ..errors import HarnessError
+from ..files import private, write
+from ..layout import ROOT
 from ..waiting import polls
-from . import user
+from . import loopback, user
 from .binaries import binaries, program, version_of
 from .locks import FileLock
 
 __all__ = ["EmbeddedServer", "Started", "binaries", "sweep"]
 
-FORMAT = 2
+FORMAT = 3
 """Raised when a cluster of an older harness can't be used."""
 
 _INITDB_SECONDS = 60
@@ -99,8 +104,12 @@ class EmbeddedServer:
     """The project's server, as one process uses it: `start()`, then `stop()`."""
 
     settings: Mapping[str, str] = _SETTINGS
-    initdb_options: Sequence[str] = ("-A", "trust", "--wal-segsize=1", "--no-sync")
-    password = ""  # nobody else reaches the socket
+    # Nobody else reaches the socket.
+    initdb_options: Sequence[str] = (
+        *("--auth-local=trust", "--auth-host=scram-sha-256"),
+        *("--wal-segsize=1", "--no-sync"),
+    )
+    password = ""
     start_seconds = _START_SECONDS
 
     def __init__(self, home: Path, *, run: str = "") -> None:
@@ -114,6 +123,8 @@ class EmbeddedServer:
         self._refusal = ""
         self._mutex = FileLock(home / "mutex")
         self._users = FileLock(home / "users")
+        self._loopback = loopback.known(home)
+        self._port_wanted = self._loopback.port if self._loopback else environment.PORT
 
     def start(self) -> Started:
         """Have the server running and keep it so until `stop()`.
@@ -137,10 +148,12 @@ class EmbeddedServer:
             if answers and not alone and not self._is_current(version):
                 raise HarnessError(
                     f"Another run uses the server in {self.home}, which is not of this Postgres ({version}) or of "
-                    "this harness. Wait for that run's end, then run again."
+                    "this harness, or listens elsewhere. Wait for that run's end, then run again."
                 )
             if not (answers and self._is_current(version)):
                 how = self._start(folder, version, alone=alone)
+            if self._loopback:
+                self._admit(self._loopback)
             return Started(version, how, time.perf_counter() - begun)
         finally:
             self._mutex.release()
@@ -184,10 +197,18 @@ class EmbeddedServer:
         """The folder of its programs, psql among them."""
         return binaries(self.home)
 
+    @property
+    def port(self) -> int:
+        """Where it listens, or will. It names the file of its socket, too."""
+        lines = self._pid_file()
+        if self._server_pid() is not None and len(lines) > 3:
+            return int(lines[3])  # another process started it
+        return self._port_wanted
+
     def conninfo(self, database: str = "postgres") -> str:
         """How libpq reaches a database of it."""
-        return psycopg.conninfo.make_conninfo(
-            host=str(self.home / "socket"), port=environment.PORT, user="postgres", dbname=database
+        return make_conninfo(
+            host=str(self.home / "socket"), port=self.port, user="postgres", dbname=database
         )
 
     def is_running(self) -> bool:
@@ -212,18 +233,18 @@ class EmbeddedServer:
             self._mutex.release()
 
     def _make_home(self) -> None:
-        environment.private(self.home)
+        private(self.home)
         # Where the server runs as another user, that one has to pass; and root has servers of both kinds.
         self.home.parent.chmod(0o711 if os.geteuid() == 0 else 0o700)
         self.home.chmod(0o711 if user.arguments() else 0o700)
-        environment.write(self.home / "project", os.fsencode(environment.ROOT))
+        write(self.home / "project", os.fsencode(ROOT))
 
     def _is_current(self, version: str) -> bool:
         try:
             manifest = json.loads((self.data / "harness.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        return bool(manifest == _manifest(version))
+        return bool(manifest == _manifest(version)) and self.port == self._port_wanted
 
     def _reached(self, folder: Path) -> tuple[Path, Path]:
         """How the server's user names a folder of ours, and where it is started for that."""
@@ -236,9 +257,9 @@ class EmbeddedServer:
         socket.mkdir(mode=0o700)
         user.give(socket)
         return {
-            "listen_addresses": "",
+            "listen_addresses": loopback.HOST if self._loopback else "",
             "unix_socket_directories": '"' + str(socket).replace('"', '""') + '"',
-            "port": str(environment.PORT),
+            "port": str(self._port_wanted),
         }
 
     def _answers(self) -> bool:
@@ -250,11 +271,37 @@ class EmbeddedServer:
             # It is others' use of it that keeps us out: no reason to start it anew.
             return "too many clients" in self._refusal
 
+    def _admit(self, there: loopback.Loopback) -> None:
+        """Let in whoever comes to loopback with the password."""
+        conninfo = make_conninfo(
+            host=loopback.HOST,
+            port=there.port,
+            user="postgres",
+            password=there.password,
+            dbname="postgres",
+        )
+        try:
+            psycopg.connect(conninfo, connect_timeout=10).close()
+        except psycopg.OperationalError as error:
+            if "too many clients" in str(error):  # which those who hold them were let in by
+                return
+        else:
+            return
+        with psycopg.connect(self.conninfo(), connect_timeout=10) as connection:
+            # It is too long to be guessed: to make each guess slow would only slow connections down.
+            connection.execute(
+                "SELECT set_config(name, '1', true) FROM pg_settings WHERE name = 'scram_iterations'"
+            )
+            connection.execute(
+                sql.SQL("ALTER ROLE postgres PASSWORD {}").format(sql.Literal(there.password))
+            )
+        psycopg.connect(conninfo, connect_timeout=10).close()
+
     def holders(self) -> str:
         """Who holds its connections, for when there is none left to ask by: from the process list."""
         pid = self._server_pid()
         lines = [f"  process {child}, {command_line(child)}" for child in children(pid or 0)]
-        sessions = [line for line in lines if "[local]" in line]
+        sessions = [line for line in lines if "[local]" in line or f" {loopback.HOST}(" in line]
         more = [f"  … and {len(sessions) - 10} more"] if len(sessions) > 10 else []
         return "\n".join(
             [
@@ -270,6 +317,11 @@ class EmbeddedServer:
         Others may have used it until now, unless `alone`: it hangs, or was killed.
         """
         self._stop_process(signal.SIGQUIT)  # one that hangs, or of another version
+        if self._loopback and not loopback.is_free(self._loopback.port):
+            raise HarnessError(
+                f"Port {self._loopback.port}, which was the tests' server's when this run began, was taken by "
+                "another program. Run again: the next run takes another one."
+            )
         if self._is_current(version):
             with suppress(HarnessError, OSError):  # damaged: a new one costs less than to ask
                 self._launch(folder)
@@ -311,7 +363,7 @@ class EmbeddedServer:
                     f"initdb in {fresh} ended with status {done.returncode}, and said: "
                     f"{done.stderr.strip() or 'nothing'}"
                 )
-            environment.write(fresh / "harness.json", json.dumps(_manifest(version)).encode())
+            write(fresh / "harness.json", json.dumps(_manifest(version)).encode())
             fresh.rename(self.data)
         except BaseException:
             _remove(fresh)  # the disk may be full
@@ -323,7 +375,7 @@ class EmbeddedServer:
         path, cwd = self._reached(self.data)
         command = user.command(folder / "postgres", "-D", path, *options)
         self._take_over()
-        environment.write(self._log, b"")
+        write(self._log, b"")
         self._log_is_of_now = True
         with self._log.open("ab") as log:
             process = subprocess.Popen(

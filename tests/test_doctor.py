@@ -1,0 +1,191 @@
+"""`python -m tests.harness doctor`: a project is broken in one way after the other, and told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Render
+from tests.support.embedded import remove_clusters
+from tests.support.project import Project, files
+from tests.support.small import replace
+from tests.variants import ALL_OFF
+
+SECTION = "[tool.pytest.ini_options]\n"
+
+# What is broken: a file, a text in it and another one, and what is said.
+FAULTS = {
+    "prepare is not called": (
+        "tests/__init__.py",
+        "prepare(",
+        "dict(",
+        "missing  tests/__init__.py does not call prepare(). Write there, at its top:\n"
+        "             from tests.harness.environment import prepare\n",
+    ),
+    "another variable": (
+        "tests/__init__.py",
+        "prepare(",
+        'prepare(database_url="DSN", DATABASE_URL="postgresql+asyncpg://a@127.0.0.1/b", ',
+        "leads to postgresql+asyncpg://a@127.0.0.1/b, not to the tests' database: "
+        "prepare() sets DSN, and it was made from something else",
+    ),
+    "the harness is not loaded": (
+        "tests/conftest.py",
+        'pytest_plugins = ["tests.harness.plugin"',
+        'others = ["tests.harness.plugin"',
+        "missing  tests/conftest.py has the recipe, but does not load the harness",
+    ),
+    "no recipe": (
+        "tests/conftest.py",
+        "def pytest_harness_recipe(",
+        "def recipe(",
+        "missing  no conftest.py that pytest loads at its start has a recipe",
+    ),
+    "a session that is nowhere": (
+        "tests/conftest.py",
+        "app.database:AsyncSessionLocal",
+        "app.nowhere:AsyncSessionLocal",
+        "the recipe: app.nowhere:AsyncSessionLocal, which tests/conftest.py names, can't be",
+    ),
+    "metadata without tables": (
+        "tests/conftest.py",
+        '"app.models:Base.metadata"',
+        '"sqlalchemy.orm:DeclarativeBase"',
+        "missing  the recipe: sqlalchemy.orm:DeclarativeBase has no tables",
+    ),
+    "a source that is not there": (
+        "tests/conftest.py",
+        "sources=[",
+        'sources=["gone.csv", ',
+        "missing  the recipe's source gone.csv does not exist in ",
+    ),
+    "a module that is not there": (
+        "tests/conftest.py",
+        'module("app.seed_database")',
+        'module("seeds.all")',
+        "-m seeds.all can't be found: there is no module seeds.all",
+    ),
+    "a program that is not there": (
+        "tests/conftest.py",
+        'module("app.seed_database")',
+        '["no-such-program", "now"]',
+        "missing  the recipe's command no-such-program now can't be found: not on PATH",
+    ),
+    "both in the mode auto": (
+        "pyproject.toml",
+        SECTION,
+        f'{SECTION}anyio_mode = "auto"\n',
+        "missing  anyio and pytest-asyncio are both in the mode auto, and claim the same tests",
+    ),
+    "strict, and no marks": (
+        "pyproject.toml",
+        'asyncio_mode = "auto"',
+        'asyncio_mode = "strict"',
+        "the mode strict. Write in pyproject.toml, under [tool.pytest.ini_options]:\n"
+        '             asyncio_mode = "auto"\n',
+    ),
+    "loops of different scopes": (
+        "pyproject.toml",
+        'asyncio_default_test_loop_scope = "session"',
+        'asyncio_default_test_loop_scope = "function"',
+        "missing  async fixtures have the event loop of the session, and tests each one of its own",
+    ),
+    "pytest-asyncio is turned off": (
+        "pyproject.toml",
+        'addopts = "',
+        'addopts = "-p no:asyncio ',
+        "needs pytest-asyncio, and an option of this run",
+    ),
+    "a marker of their own": (
+        "pyproject.toml",
+        SECTION,
+        f'{SECTION}markers = ["unit: of one class"]\n',
+        "missing  the project has a marker `unit` of its own (unit: of one class), by which",
+    ),
+    "no tests": (
+        "pyproject.toml",
+        'testpaths = ["tests"]',
+        'testpaths = ["docs"]',
+        "missing  pytest finds no tests",
+    ),
+    "too old": (
+        "tests/harness/checks/versions.py",
+        '"psycopg": "3.2.11"',
+        '"psycopg": "99.5"',
+        "missing  tests/harness needs psycopg 99.5 or newer, and there is ",
+    ),
+}
+
+
+@pytest.fixture
+def sick(rendered: Render, tmp_path: Path) -> Iterator[Project]:
+    """A project of this test's own."""
+    yield rendered(**ALL_OFF).copy_to(tmp_path / "service")
+    remove_clusters(tmp_path)
+
+
+def test_healthy(sick: Project) -> None:
+    before = files(sick.path)
+    said = sick.tool("tests.harness", "doctor").output
+    assert "missing " not in said
+    assert said.endswith("\nNothing is missing: run pytest.\n")
+    assert "ok       an engine leads to the tests' database: asyncpg\n" in said
+    assert files(sick.path) == before
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault(fault: str, sick: Project) -> None:
+    path, old, new, said = FAULTS[fault]
+    replace(sick.path / path, old, new)
+    output = sick.tool("tests.harness", "doctor", status=1).output
+    assert said in output
+    assert "Traceback" not in output
+
+
+def test_package_that_is_none(sick: Project) -> None:
+    (sick.path / "tests/__init__.py").unlink()
+    said = sick.tool("tests.harness", "doctor", status=1).output
+    assert (
+        "missing  nothing calls prepare(). Write in tests/__init__.py, which is not there:" in said
+    )
+
+
+def test_another_configuration_wins(sick: Project) -> None:
+    (sick.path / "pytest.ini").write_text("[pytest]\n")
+    said = sick.tool("tests.harness", "doctor", status=1).output
+    assert "missing  pytest reads pytest.ini alone, and not the section in pyproject.toml" in said
+    assert "\n             asyncio_mode = auto\n" in said
+
+
+def test_made_before_prepare(sick: Project) -> None:
+    (sick.path / "conftest.py").write_text("import app.database\n")
+    said = sick.tool("tests.harness", "doctor", status=1).output
+    assert "was imported before tests. Import `tests` first" in said
+    assert "\n             import tests\n" in said
+
+
+def test_file_that_can_not_be_imported(sick: Project) -> None:
+    (sick.path / "tests/unit/test_lost.py").write_text("import nowhere\n")
+    said = sick.tool("tests.harness", "doctor", status=1).output
+    assert (
+        "missing  tests/unit/test_lost.py can't be collected: "
+        "ModuleNotFoundError: No module named 'nowhere'" in said
+    )
+
+
+def test_conftest_that_can_not_be_imported(sick: Project) -> None:
+    replace(sick.path / "tests/conftest.py", "pytest_plugins =", "import nowhere\npytest_plugins =")
+    said = sick.tool("tests.harness", "doctor", status=1).output
+    assert "missing  pytest does not start:\n" in said
+    assert "E   ModuleNotFoundError: No module named 'nowhere'" in said
+
+
+def test_without_a_driver(sick: Project, tmp_path: Path) -> None:
+    """It says so itself, before anything that needs one is imported."""
+    (tmp_path / "none" / "psycopg").mkdir(parents=True)
+    (tmp_path / "none" / "psycopg" / "__init__.py").write_text("raise ImportError('none')\n")
+    env = {"PYTHONPATH": str(tmp_path / "none")}
+    said = sick.tool("tests.harness", "doctor", env=env, status=None).output
+    assert "ok       installed: " in said
