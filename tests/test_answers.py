@@ -83,6 +83,7 @@ def test_answers_are_stored(answers: dict[str, Any], template: Path, tmp_path: P
     stored = Project.read(tmp_path / "service", Path(sys.executable)).answers
     asked = questions(template)
     del asked["guide"], asked["tests_folder"]  # of the harness alone
+    asked["use_redis"]["default"] = True  # of a service
     expected = {name: question["default"] for name, question in asked.items()} | answers
     assert {name: stored[name] for name in stored if not name.startswith("_")} == expected
 
