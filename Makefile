@@ -73,7 +73,7 @@ format: $(UV)
 	@$(UV) run python -m tests.support.sums
 
 release: $(UV)
-	@$(WITH_SED) $(UV) run python -m tests.support.release "$(VERSION)"
+	@$(WITH_SED) $(UV) run python -m tests.update.release "$(VERSION)"
 
 uv:;
 

@@ -26,7 +26,7 @@ from tests.support.template import clone_working_tree
 from tests.variants import ALL_OFF, COMBINATIONS, LEAN, VARIANTS, Variant
 
 # Services with tests of their own.
-collect_ignore = ["adopted", "programs"]
+collect_ignore = ["adoption/services", "harness/programs"]
 
 Render = Callable[..., Project]
 
@@ -80,7 +80,7 @@ def versions(shared: Path, template: Path) -> Path:
 def python(shared: Path, template: Path) -> Path:
     """A Python with what every variant depends on: the defaults variant has all features.
 
-    That each variant's own dependencies suffice is tested in test_service_suite.py.
+    That each variant's own dependencies suffice is tested in test_own_suite.py.
     """
     project = shared_render(shared, template, {}, Path(sys.executable))
     made_once(shared / "environment", lambda path: install(project, path))

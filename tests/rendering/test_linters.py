@@ -28,7 +28,7 @@ SCHEMAS = {
 }
 
 CHECKOUT = "actions/checkout@d23441a48e516b6c34aea4fa41551a30e30af803"
-OFFLINE = ["--offline", "--config", str(ROOT / "tests/zizmor.yml")]
+OFFLINE = ["--offline", "--config", str(ROOT / "tests/rendering/zizmor.yml")]
 
 CONFLICT = "<<<<<<< before updating\nmine\n=======\ntheirs\n>>>>>>> after updating\n"
 

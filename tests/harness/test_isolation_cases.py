@@ -12,7 +12,7 @@ from tests.conftest import Render
 from tests.support.embedded import remove_clusters
 from tests.support.project import Project
 
-CASES = Path(__file__).parent / "cases" / "isolation"
+CASES = Path(__file__).with_name("cases")
 
 # The files, and how many tests each holds.
 PASSED = {

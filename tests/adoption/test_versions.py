@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.adoption.guide import ADOPTED
+from tests.adoption.test_new_suites import FRAGMENT, GUIDES, SERVICES, Service
 from tests.conftest import Render
 from tests.support.command import run
 from tests.support.copier import copier
@@ -24,7 +26,6 @@ from tests.support.project import ANSWERS_FILE, Project
 from tests.support.releases import append
 from tests.support.small import edited
 from tests.support.template import FUTURE as PRESENT
-from tests.test_adoption import ADOPTED, FRAGMENT, GUIDES, SERVICES, Service
 from tests.variants import ALL_OFF
 
 PYTHON = "3.11"

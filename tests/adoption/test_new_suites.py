@@ -1,8 +1,8 @@
 """`scope=harness`: services that were not made by this template, and get its harness.
 
-Two of those in `adopted/` had no tests that use a database: in `wired/` is what their developers
+Two of those in `services/` had no tests that use a database: in `wired/` is what their developers
 write as docs/adopting-the-harness.md tells them, and their first tests with the harness. Those that
-had some are tested in test_adopted_suites.py.
+had some are tested in test_existing_suites.py.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.adoption.guide import ADOPTED
 from tests.conftest import Render
 from tests.support.command import run
 from tests.support.copier import copier, unmerged, update
@@ -25,8 +26,6 @@ from tests.support.template import FUTURE as PRESENT
 from tests.variants import ALL_OFF
 
 GUIDES = ("docs/adopting-the-harness.md", "docs/testing.md")
-
-ADOPTED = Path(__file__).with_name("adopted")
 
 # What the guide tells to install.
 FRAGMENT = re.compile(r"^```toml\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -51,7 +51,11 @@ def main() -> int:
         print(*found, sep="\n", file=sys.stderr)
         return 1
     print(f"{version}: testing updates")
-    tests = ["tests/test_update.py", "tests/test_adoption.py", "tests/test_command_line.py"]
+    tests = [
+        "tests/update/test_update.py",
+        "tests/adoption/test_new_suites.py",
+        "tests/rendering/test_command_line.py",
+    ]
     command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "-m", "slow or not slow"]
     if subprocess.run([*command, *tests], cwd=ROOT, check=False).returncode:
         print(f"{version} was not tagged: the tests failed", file=sys.stderr)

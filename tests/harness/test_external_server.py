@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.conftest import Render
+from tests.harness.test_wider_fixtures import PASSED as WIDER_FIXTURES_PASSED
+from tests.harness.test_wider_fixtures import TESTS as WIDER_FIXTURES
 from tests.support import postgres
 from tests.support.postgres import Server
 from tests.support.project import Project
 from tests.support.small import Small
-from tests.test_wider_fixtures import PASSED as WIDER_FIXTURES_PASSED
-from tests.test_wider_fixtures import TESTS as WIDER_FIXTURES
 from tests.variants import VARIANTS
 
 CLONE = r"where more changed, a clone \(\d+ ms to make\)"

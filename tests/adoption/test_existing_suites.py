@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.adoption.guide import ADOPTED, GUIDE, examples, lines, wiring, written
 from tests.conftest import Render
 from tests.support.command import run
 from tests.support.copier import copier, unmerged, update
 from tests.support.embedded import remove_clusters
-from tests.support.guide import ADOPTED, GUIDE, examples, lines, wiring, written
 from tests.support.once import made_once
 from tests.support.postgres import Server, packaged, running
 from tests.support.project import ANSWERS_FILE, Project, files
@@ -193,4 +193,4 @@ def test_in_parallel_in_other_orders_and_updated(
 def test_examples_of_the_guide_are_what_is_tested() -> None:
     text = GUIDE.read_text()
     assert sorted(examples(text)) == sorted(suite.name for suite in SUITES)
-    assert written(text) == text, "python -m tests.support.guide writes them anew"
+    assert written(text) == text, "python -m tests.adoption.guide writes them anew"

@@ -18,45 +18,19 @@ from typing import Any
 import pytest
 
 from tests.support.embedded import remove_clusters
-from tests.support.machine import MARK, kill, linux_only, started_with
+from tests.support.machine import (
+    MARK,
+    ODD,
+    kill,
+    linux_only,
+    root_only,
+    seen_by,
+    started_with,
+)
 from tests.support.project import counted
 from tests.support.small import PASSED, SEEDER, Small, edited, replace
 
 pytestmark = linux_only
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-
-ODD = 'it\'s a "place" with spaces, $HOME, 100 % ünïcödé & 東京'
-
-
-def hidden(path: Path, uid: int) -> Path | None:
-    """The first folder on the way to a path that another user can't enter."""
-    for folder in reversed(path.parents):
-        status = folder.stat()
-        if not status.st_mode & (0o100 if status.st_uid == uid else 0o001):
-            return folder
-    return None
-
-
-def seen_by(uid: int, *paths: Path) -> str:
-    """A script that lets a user see paths to which the folders on the way are closed.
-
-    It runs in a mount namespace of its own: nothing changes outside.
-    """
-    lines = ["set -e", "mount -t tmpfs none /mnt"]
-    closed: dict[Path, list[Path]] = {}
-    for path in paths:
-        if folder := hidden(path, uid):
-            closed.setdefault(folder, []).append(path)
-    for number, (folder, inner) in enumerate(closed.items()):
-        lines += [
-            f"mkdir /mnt/{number}",
-            f"mount --bind {shlex.quote(str(folder))} /mnt/{number}",
-            f"mount -t tmpfs -o mode=755 none {shlex.quote(str(folder))}",
-        ]
-        for path in inner:
-            quoted, relative = shlex.quote(str(path)), shlex.quote(str(path.relative_to(folder)))
-            lines += [f"mkdir -p {quoted}", f"mount --bind /mnt/{number}/{relative} {quoted}"]
-    return "\n".join(lines)
 
 
 @contextmanager

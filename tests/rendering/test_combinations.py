@@ -1,4 +1,4 @@
-"""Each combination of features that test_service_suite.py does not run: its tests pass, too."""
+"""Each combination of features that test_own_suite.py does not run: its tests pass, too."""
 
 from __future__ import annotations
 

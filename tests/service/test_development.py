@@ -26,14 +26,13 @@ from threading import Thread
 import pytest
 
 from tests.conftest import Render
+from tests.service.development import Desk, Running
 from tests.support.command import overlaid, run
-from tests.support.development import Desk, Running
 from tests.support.embedded import remove_clusters
-from tests.support.machine import linux_only, started_with
+from tests.support.machine import ODD, linux_only, root_only, seen_by, started_with
 from tests.support.project import Project
 from tests.support.running import Client, create, new_customer
 from tests.support.small import wait_until
-from tests.test_faults_places import ODD, root_only, seen_by
 from tests.variants import ALL_OFF
 
 pytestmark = linux_only

@@ -1,6 +1,6 @@
-"""The worked examples of the guide for suites that exist: diffs of the services under `adopted/`.
+"""The worked examples of the guide for suites that exist: diffs of the services under `services/`.
 
-`python -m tests.support.guide` writes them anew.
+`python -m tests.adoption.guide` writes them anew.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.support.template import ROOT
 
-ADOPTED = ROOT / "tests" / "adopted"
+ADOPTED = ROOT / "tests" / "adoption" / "services"
 GUIDE = ROOT / "template" / "docs" / "adopting-the-harness.md"
 
 _EXAMPLE = re.compile(r"(<!-- (\w+) -->\n)```diff\n.*?```\n", re.DOTALL)

@@ -74,7 +74,7 @@ def ready(template: Path, tmp_path: Path) -> Path:
 
 def release(clone: Path, version: str, status: int) -> Finished:
     """`make release`, with tests of updates that are collected only."""
-    command = [sys.executable, "-m", "tests.support.release", version]
+    command = [sys.executable, "-m", "tests.update.release", version]
     return run(*command, cwd=clone, env={"PYTEST_ADDOPTS": "--collect-only"}, status=status)
 
 

@@ -1,0 +1,1 @@
+"""The harness alone, in services that this template did not make."""

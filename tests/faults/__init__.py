@@ -1,0 +1,1 @@
+"""What is broken on purpose while the tests run, or between runs: FAULTS by their numbers."""

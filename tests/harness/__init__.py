@@ -1,0 +1,1 @@
+"""What the harness promises to tests, seen from rendered and small services."""

@@ -1,0 +1,1 @@
+"""The repository itself: its documents, and the ways of working on it."""

@@ -1,0 +1,1 @@
+"""The rendered service: its own tests, `make run`, and as a process in production."""

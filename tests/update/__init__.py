@@ -1,0 +1,1 @@
+"""Newer versions: what an update makes of old projects, and how a release is made."""
