@@ -1,6 +1,6 @@
 """The oldest versions that the harness works with: they do, and older ones are named.
 
-Services that were not made by this template bring their own versions: see test_adoption.py.
+Services that were not made by this template bring their own versions: see test_new_suites.py.
 """
 
 from __future__ import annotations
