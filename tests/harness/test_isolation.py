@@ -15,7 +15,7 @@ from tests.support.project import Project
 HOSTILE = Path(__file__).with_name("hostile") / "test_hostile.py.txt"
 
 # What the hostile tests do shows as failures and errors of theirs; a witness never fails.
-PASSED, FAILED, ERRORS = 165, 2, 9
+PASSED, FAILED, ERRORS = 165, 2, 8
 WITNESSES = 45
 
 SEEDS = [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 11))]

@@ -35,8 +35,6 @@ class Way:
     """What is to be closed."""
     ends: bool = True
     """Whether a transaction begins by itself, and ends by methods."""
-    leaves: bool = False
-    """Whether something stays open when it is closed."""
 
     @property
     def wait(self) -> str:
@@ -76,7 +74,7 @@ WAYS = [
     Way("psycopg", "psycopg", "{v} = psycopg.connect(DSN)"),
     Way("engine", "sqlalchemy", _OWN_ENGINE, _DRIVER_OF_CONNECTION),
     Way("driver of a session", "asyncpg", _DRIVER, opened="s_{v}", ends=False),
-    Way("pool", "sqlalchemy", _POOL, _DRIVER_OF_CONNECTION, leaves=True),
+    Way("pool", "sqlalchemy", _POOL, _DRIVER_OF_CONNECTION),
     *(
         Way(name, "sqlalchemy", f"{{v}} = {_VARIED.format(name)}", _DRIVER_OF_SESSION)
         for name in (
@@ -140,7 +138,7 @@ class Program:
     @property
     def leaves(self) -> bool:
         """Whether a session, or a transaction, may be left when it is done."""
-        return any(part.leaves for part in (*self.ways, *self.numbered().values()))
+        return any(part.leaves for part in self.numbered().values())
 
     def _last_steps(self) -> list[Step]:
         open_ = set[int]()
@@ -491,7 +489,7 @@ def steps(draw: st.DrawFn, ways: Sequence[Way]) -> Step:
     return make(draw, session, ways[session])
 
 
-_WAYS = [*[SERVICE] * 6, *[way for way in WAYS for _ in range(1 if way.leaves else 3)]]
+_WAYS = [*[SERVICE] * 6, *WAYS * 3]
 
 
 @st.composite

@@ -21,7 +21,7 @@ import psycopg
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.pool import NullPool, Pool
+from sqlalchemy.pool import Pool
 
 from app.database import make
 
@@ -107,7 +107,7 @@ class Runner:
         self.open = weakref.WeakKeyDictionary[asyncpg.Connection, int]()
         # Not when they are opened and closed: who listens to that may keep others from reusing them.
         event.listen(Pool, "checkout", lambda c, *_: self.note(c.driver_connection))
-        event.listen(NullPool, "checkin", lambda c, _: c and self.open.pop(c.driver_connection, 0))
+        event.listen(Pool, "checkin", lambda c, _: c and self.open.pop(c.driver_connection, 0))
 
     def note(self, driver: Any) -> None:
         """SQLAlchemy works with a session."""
