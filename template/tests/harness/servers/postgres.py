@@ -150,7 +150,9 @@ class EmbeddedServer:
                     f"Another run uses the server in {self.home}, which is not of this Postgres ({version}) or of "
                     "this harness, or listens elsewhere. Wait for that run's end, then run again."
                 )
-            if not (answers and self._is_current(version)):
+            if not (
+                answers and self._is_current(version) and not (alone and self._is_moved(folder))
+            ):
                 how = self._start(folder, version, alone=alone)
             if self._loopback:
                 self._admit(self._loopback)
@@ -245,6 +247,11 @@ class EmbeddedServer:
         except (OSError, ValueError):
             return False
         return bool(manifest == _manifest(version)) and self.port == self._port_wanted
+
+    def _is_moved(self, folder: Path) -> bool:
+        """Whether the server was started from programs that lie elsewhere now, or are gone."""
+        pid = self._server_pid()
+        return pid is not None and str(folder / "postgres") not in command_line(pid)
 
     def _reached(self, folder: Path) -> tuple[Path, Path]:
         """How the server's user names a folder of ours, and where it is started for that."""
