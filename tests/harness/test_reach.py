@@ -658,7 +658,9 @@ def test_update_finds_it_again(versions: Path, tmp_path: Path, python: Path) -> 
     remove_clusters(tmp_path)
 
 
-@pytest.mark.parametrize("folder", ["/tests", "../tests", "tests/", "my-tests", "tests/class", ""])
+@pytest.mark.parametrize(
+    "folder", ["/tests", "../tests", "tests/", "my-tests", "tests/class", "True", ""]
+)
 def test_folder_that_is_no_package(folder: str, template: Path, tmp_path: Path) -> None:
     data = ("-d", "scope=harness", "-d", f"tests_folder={folder}", "-r", PRESENT)
     to = tmp_path / "service"

@@ -75,8 +75,10 @@ def test_unknown_choice_is_refused(template: Path, tmp_path: Path) -> None:
         {"project_name": "\"'`$(id)`'\"", "project_description": "{{ 7 * 7 }} {% raw %} # ' \" \\"},
         {"project_name": "東京", "package_name": "tokyo"},
         {"project_name": "FastAPI"},  # the name of a dependency
+        {"package_name": "true"},  # a keyword of YAML and of SQL, not of Python
+        {"package_name": "none"},
     ],
-    ids=["defaults", "switches", "lengths", "quotes", "non-ascii", "dependency"],
+    ids=["defaults", "switches", "lengths", "quotes", "non-ascii", "dependency", "true", "none"],
 )
 def test_answers_are_stored(answers: dict[str, Any], template: Path, tmp_path: Path) -> None:
     render(template, tmp_path / "service", answers)
