@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,7 +14,7 @@ import pytest
 
 from tests.support.command import run
 from tests.support.embedded import remove_clusters
-from tests.support.environment import hermetic_environment
+from tests.support.environment import hermetic_environment, let_children_hear
 from tests.support.machine import kill, started_with
 from tests.support.once import made_once, until_the_last
 from tests.support.project import Project, install, render
@@ -45,8 +44,7 @@ def shared(
 @pytest.fixture(scope="session", autouse=True)
 def hermetic(shared: Path) -> Iterator[None]:
     """Keep the developer's settings out of every test."""
-    # A shell lets its background jobs ignore Ctrl-C, and so would the runs that tests interrupt.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    let_children_hear()
     changes = hermetic_environment(shared / "home")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in changes.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import signal
@@ -82,6 +83,16 @@ def test_signals(signals: str, workers: str, moment: Moment, small: Small, compl
         time.sleep(0.05)
     outcome = small.end(run, timeout=60)
     assert outcome.status
+    small.healed(complete)
+
+
+def test_run_that_ignores_signals(small: Small, complete: Any) -> None:
+    """As a shell's background job does, or what `nohup` runs: its servers end with it all the same."""
+    ignoring = 'trap "" HUP INT QUIT TERM; exec "$@"'
+    deaf = dataclasses.replace(small, prefix=("sh", "-c", ignoring, "sh"))
+    deaf.edit_seeder()
+    deaf.green()
+    assert not started_with(small.mark)
     small.healed(complete)
 
 
