@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support import failures
 from tests.support.command import run
 from tests.support.embedded import remove_clusters
 from tests.support.environment import hermetic_environment, let_children_hear
@@ -28,6 +31,33 @@ from tests.variants import ALL_OFF, COMBINATIONS, LEAN, VARIANTS, Variant
 collect_ignore = ["adoption/services", "harness/programs"]
 
 Render = Callable[..., Project]
+
+
+def pytest_configure() -> None:
+    """Keep the renders of the last three runs where only runs of these tests delete older ones.
+
+    Rendered services' own runs, and whatever is repeated by hand, would delete them with pytest's.
+    """
+    folder = Path(tempfile.gettempdir()) / f"meta-tests-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    failures.begin()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        given = getattr(item, "funcargs", {}).values()
+        failures.trace.projects += [value.path for value in given if isinstance(value, Project)]
+        report.sections += failures.trace.sections()
+    return report
 
 
 @pytest.fixture(scope="session")

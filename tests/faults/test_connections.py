@@ -308,7 +308,7 @@ def hoard(service: Small, **variables: str) -> Iterator[int]:
     process = subprocess.Popen(
         [service.python, "-c", HOARD],
         cwd=service.path,
-        env=service.environment(dict(variables)),
+        env=overlaid(service.marked(dict(variables))),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -87,7 +87,7 @@ def test_signals(signals: str, workers: str, moment: Moment, small: Small, compl
 
 
 def test_run_that_ignores_signals(small: Small, complete: Any) -> None:
-    """As a shell's background job does, or what `nohup` runs: its servers end with it all the same."""
+    """As background jobs of a shell do, and what `nohup` runs: its servers end all the same."""
     ignoring = 'trap "" HUP INT QUIT TERM; exec "$@"'
     deaf = dataclasses.replace(small, prefix=("sh", "-c", ignoring, "sh"))
     deaf.edit_seeder()
