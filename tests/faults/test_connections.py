@@ -16,6 +16,8 @@ from tests.support.postgres import Server
 from tests.support.small import Small, passed, small_service, wait_until
 from tests.variants import ALL_OFF
 
+CONCERNS = ["*/harness/servers/guard.py", "*/harness/waiting.py", "*/harness/golden/databases.py"]
+
 pytestmark = linux_only
 
 SMALL = "tests/test_small.py"

@@ -16,6 +16,8 @@ import pytest
 from tests.support.machine import linux_only, started_with
 from tests.support.small import PASSED, Small, wait_until
 
+CONCERNS = ["*/harness/servers/*", "*/harness/golden/build.py"]
+
 pytestmark = linux_only
 
 

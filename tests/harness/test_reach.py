@@ -27,6 +27,13 @@ from tests.support.project import ANSWERS_FILE, Project, counted, files
 from tests.support.releases import append, commit
 from tests.support.template import FUTURE as PRESENT
 
+CONCERNS = [
+    "*/harness/environment.py",
+    "*/harness/layout.py",
+    "*/harness/servers/loopback.py",
+    "*/harness/servers/urls.py",
+]
+
 PASSED = 3
 
 PYPROJECT = """\

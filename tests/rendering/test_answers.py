@@ -12,6 +12,8 @@ import yaml
 from tests.conftest import Render
 from tests.support.project import Project, render
 
+CONCERNS = ["copier.yml", "template/{{_copier_conf.answers_file}}.jinja", "template/*code_answers*"]
+
 REFUSED = [
     ("project_name", "", "must not be empty"),
     ("project_name", "   ", "must not be empty"),

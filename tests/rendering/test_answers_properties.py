@@ -29,6 +29,14 @@ from tests.support.once import locked
 from tests.support.project import Project, render
 from tests.variants import FEATURES, OTHER_NAMES
 
+CONCERNS = [
+    "copier.yml",
+    "template/{{ package_name }}/main.py.jinja",
+    "template/pyproject.toml.jinja",
+    "template/compose.yaml.jinja",
+    "template/README.md.jinja",
+]
+
 # What means something to one of the languages that the answers end up in.
 PIECES = [
     *("'", '"', "'''", '"""', "\\", "\\n", "\\u0041", "`", "$", "$(id)", "${x}", "%s", "%", "#"),

@@ -11,6 +11,8 @@ from tests.support.command import run
 from tests.support.machine import linux_only
 from tests.support.template import ROOT
 
+CONCERNS = ["tests/support/environment.py", "tests/conftest.py"]
+
 LOOK = """\
 import subprocess
 from tests.support.environment import let_children_hear

@@ -11,6 +11,8 @@ import pytest
 from tests.support.command import run
 from tests.support.template import ROOT
 
+CONCERNS = ["tests/conftest.py", "pyproject.toml"]
+
 FAILS = """\
 import sys
 from pathlib import Path

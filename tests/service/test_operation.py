@@ -42,6 +42,15 @@ from tests.support.running import (
 )
 from tests.support.small import wait_until
 
+CONCERNS = [
+    "template/compose.yaml.jinja",
+    "template/docs/operations.md.jinja",
+    "template/migrations/*",
+    "template/alembic.ini",
+    "template/*database_url.py",
+    "template/*mail.py*",
+]
+
 # What SETTINGS changes for other tests: here logins cost what they cost, and are limited.
 AS_IT_COMES = {
     name: None
