@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support import failures
-from tests.support.changed import Change, change, first_of_each
+from tests.support.changed import change, first_of_each
 from tests.support.command import run
 from tests.support.embedded import remove_clusters
 from tests.support.environment import hermetic_environment, let_children_hear
@@ -32,7 +32,9 @@ from tests.variants import ALL_OFF, COMBINATIONS, LEAN, VARIANTS, Variant
 collect_ignore = ["adoption/services", "harness/programs"]
 
 Render = Callable[..., Project]
-CHANGE = pytest.StashKey[Change]()
+# Of `--changed`: what is run, and what is said of it.
+SUITES = pytest.StashKey[list[str]]()
+HEADER = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -56,7 +58,10 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = Path(tempfile.gettempdir()) / f"meta-tests-{os.getuid()}"
     folder.mkdir(exist_ok=True)
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder))
-    if config.option.changed is None or hasattr(config, "workerinput"):
+    if config.option.changed is None:
+        return
+    if hasattr(config, "workerinput"):
+        config.stash[SUITES] = config.workerinput["suites"]
         return
     try:
         found = change(ROOT, config.option.changed)
@@ -67,17 +72,23 @@ def pytest_configure(config: pytest.Config) -> None:
     if not found.suites:
         files = ", ".join(found.files)
         pytest.exit(f"concerns no suite: {files}", returncode=pytest.ExitCode.NO_TESTS_COLLECTED)
-    config.option.changed = found.suites
-    config.stash[CHANGE] = found
+    config.stash[SUITES] = found.suites
+    config.stash[HEADER] = found.told()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker."""
+    node.workerinput["suites"] = node.config.stash.get(SUITES, None)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    return config.stash[CHANGE].told() if CHANGE in config.stash else []
+    return config.stash.get(HEADER, [])
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out the suites that a change does not concern."""
-    suites = config.option.changed
+    suites = config.stash.get(SUITES, None)
     if suites is None or not collection_path.name.startswith("test_"):
         return None
     return True if collection_path.relative_to(ROOT).as_posix() not in suites else None
@@ -85,7 +96,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of tests that differ in the variant alone, keep one."""
-    if config.option.changed is None:
+    if SUITES not in config.stash:
         return
     tests = [(item.nodeid.partition("[")[0], parameters(item)) for item in items]
     kept = list(first_of_each(tests, {**VARIANTS, **COMBINATIONS}))

@@ -117,6 +117,14 @@ def test_tests_of_the_suites_are_run_for_one_variant(checkout: Path) -> None:
     assert len(re.findall(r"<Function test_suite_is_green\[.*>", everything)) > 1
 
 
+def test_workers_run_them_as_well(checkout: Path) -> None:
+    append(checkout / "tests" / "support" / "environment.py", "\n")
+    collects = re.findall(r"<Function (.*)>", collected(checkout, "--changed").output)
+    assert {name.partition("[")[0] for name in collects} == {"test_children_hear_each_signal"}
+    run_ = run(sys.executable, "-m", "pytest", "--changed", "-n", "2", cwd=checkout)
+    assert re.search(rf"^=+ {len(collects)} passed in", run_.output, re.MULTILINE)
+
+
 def test_nothing_to_run_is_green_only_where_nothing_changed(checkout: Path) -> None:
     assert "nothing changed since HEAD" in collected(checkout, "--changed=HEAD").output
     append(checkout / "LICENSE", "\n")
