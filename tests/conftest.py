@@ -4,31 +4,128 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
+import os
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support import failures
+from tests.support.changed import change, first_of_each
 from tests.support.command import run
 from tests.support.embedded import remove_clusters
-from tests.support.environment import hermetic_environment
+from tests.support.environment import hermetic_environment, let_children_hear
 from tests.support.machine import kill, started_with
 from tests.support.once import made_once, until_the_last
 from tests.support.project import Project, install, render
 from tests.support.releases import FUTURE, change_everything, commit, tag_releases
 from tests.support.running import SETTINGS, Production, production
 from tests.support.small import Small, complete_service
-from tests.support.template import clone_working_tree
+from tests.support.template import ROOT, clone_working_tree
 from tests.variants import ALL_OFF, COMBINATIONS, LEAN, VARIANTS, Variant
 
 # Services with tests of their own.
 collect_ignore = ["adoption/services", "harness/programs"]
 
 Render = Callable[..., Project]
+# Of `--changed`: what is run, and what is said of it.
+SUITES = pytest.StashKey[list[str]]()
+HEADER = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--changed",
+        nargs="?",
+        const="",
+        metavar="COMMIT",
+        help="run the suites that concern what differs from COMMIT: from the last one, or, where "
+        "nothing does, from the one before; each on one variant, without the slow tests",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Find out what changed, once for all workers.
+
+    And keep the renders of the last three runs where only runs of these tests delete older ones.
+
+    Rendered services' own runs, and whatever is repeated by hand, would delete them with pytest's.
+    """
+    folder = Path(tempfile.gettempdir()) / f"meta-tests-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder))
+    if config.option.changed is None:
+        return
+    if hasattr(config, "workerinput"):
+        config.stash[SUITES] = config.workerinput["suites"]
+        return
+    try:
+        found = change(ROOT, config.option.changed)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
+    if not found.files:
+        pytest.exit(f"nothing changed since {found.since}", returncode=0)
+    if not found.suites:
+        files = ", ".join(found.files)
+        pytest.exit(f"concerns no suite: {files}", returncode=pytest.ExitCode.NO_TESTS_COLLECTED)
+    config.stash[SUITES] = found.suites
+    config.stash[HEADER] = found.told()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker."""
+    node.workerinput["suites"] = node.config.stash.get(SUITES, None)
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    return config.stash.get(HEADER, [])
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the suites that a change does not concern."""
+    suites = config.stash.get(SUITES, None)
+    if suites is None or not collection_path.name.startswith("test_"):
+        return None
+    return True if collection_path.relative_to(ROOT).as_posix() not in suites else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of tests that differ in the variant alone, keep one."""
+    if SUITES not in config.stash:
+        return
+    tests = [(item.nodeid.partition("[")[0], parameters(item)) for item in items]
+    kept = list(first_of_each(tests, {**VARIANTS, **COMBINATIONS}))
+    config.hook.pytest_deselected(
+        items=[i for i, keep in zip(items, kept, strict=True) if not keep]
+    )
+    items[:] = [item for item, keep in zip(items, kept, strict=True) if keep]
+
+
+def parameters(item: pytest.Item) -> dict[str, object]:
+    """The values that a test is run with."""
+    return item.callspec.params if hasattr(item, "callspec") else {}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    failures.begin()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        given = getattr(item, "funcargs", {}).values()
+        failures.trace.projects += [value.path for value in given if isinstance(value, Project)]
+        report.sections += failures.trace.sections()
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -45,8 +142,7 @@ def shared(
 @pytest.fixture(scope="session", autouse=True)
 def hermetic(shared: Path) -> Iterator[None]:
     """Keep the developer's settings out of every test."""
-    # A shell lets its background jobs ignore Ctrl-C, and so would the runs that tests interrupt.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    let_children_hear()
     changes = hermetic_environment(shared / "home")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in changes.items():

@@ -13,6 +13,12 @@ from tests.support.project import Project, files
 from tests.support.small import replace
 from tests.variants import ALL_OFF
 
+CONCERNS = [
+    "*/harness/doctor.py",
+    "*/harness/checks/looking/*",
+    "template/docs/adopting-the-harness.md",
+]
+
 SECTION = "[tool.pytest.ini_options]\n"
 
 # What is broken: a file, a text in it and another one, and what is said.

@@ -26,6 +26,13 @@ from tests.support.releases import commit
 from tests.support.template import FUTURE as PRESENT
 from tests.variants import ALL_OFF
 
+CONCERNS = [
+    "tests/adoption/services/*",
+    "template/docs/adopting-the-harness.md",
+    "template/tests/*whole_service*",
+    "template/{{ harness_elsewhere }}",
+]
+
 # What the guide tells to install.
 INSTALL = re.compile(r"^```toml\n(\[dependency-groups\].*?)^```", re.MULTILINE | re.DOTALL)
 

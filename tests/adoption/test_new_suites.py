@@ -25,6 +25,8 @@ from tests.support.releases import FUTURE, append, commit
 from tests.support.template import FUTURE as PRESENT
 from tests.variants import ALL_OFF
 
+CONCERNS = ["copier.yml", "template/tests/*whole_service*", "template/docs/adopting-the-harness.md"]
+
 GUIDES = ("docs/adopting-the-harness.md", "docs/testing.md")
 
 # What the guide tells to install.

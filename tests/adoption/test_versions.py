@@ -28,6 +28,12 @@ from tests.support.small import edited
 from tests.support.template import FUTURE as PRESENT
 from tests.variants import ALL_OFF
 
+CONCERNS = [
+    "*/harness/checks/versions.py",
+    "*/harness/__init__.py",
+    "template/pyproject.toml.jinja",
+]
+
 PYTHON = "3.11"
 
 

@@ -16,6 +16,8 @@ from tests.support.postgres import Server
 from tests.support.small import Small, passed, small_service, wait_until
 from tests.variants import ALL_OFF
 
+CONCERNS = ["*/harness/servers/guard.py", "*/harness/waiting.py", "*/harness/golden/databases.py"]
+
 pytestmark = linux_only
 
 SMALL = "tests/test_small.py"
@@ -308,7 +310,7 @@ def hoard(service: Small, **variables: str) -> Iterator[int]:
     process = subprocess.Popen(
         [service.python, "-c", HOARD],
         cwd=service.path,
-        env=service.environment(dict(variables)),
+        env=overlaid(service.marked(dict(variables))),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

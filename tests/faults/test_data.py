@@ -8,6 +8,8 @@ import pytest
 
 from tests.support.small import Small
 
+CONCERNS = ["*/harness/golden/*"]
+
 LOSSES = {
     "emptied": "DROP SCHEMA public CASCADE",
     "no rows": "DELETE FROM customers",

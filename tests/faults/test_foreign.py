@@ -18,6 +18,8 @@ from tests.support.redis import Redis
 from tests.support.small import PASSED, Small, passed, small_service, wait_until
 from tests.variants import ALL_OFF
 
+CONCERNS = ["*/harness/golden/databases.py", "*/harness/valkey.py", "*/harness/servers/valkey.py"]
+
 pytestmark = linux_only
 
 MARK = 1_070_777  # our connection limit, see tests/harness/golden/databases.py

@@ -20,6 +20,8 @@ from tests.support.postgres import Server
 from tests.support.small import PASSED, Small, passed
 from tests.variants import ALL_OFF, LEAN, ONE_FILE
 
+CONCERNS = ["*/harness/servers/guard.py", "*/harness/servers/urls.py", "*/harness/errors.py"]
+
 # A run is bounded by this: a refusal takes less than five seconds on an idle machine.
 SECONDS = 30
 

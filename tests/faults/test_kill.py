@@ -18,6 +18,8 @@ import pytest
 from tests.support.machine import kill, linux_only, started_with
 from tests.support.small import PASSED, Small, wait_until
 
+CONCERNS = ["*/harness/golden/*", "*/harness/servers/*"]
+
 pytestmark = linux_only
 
 

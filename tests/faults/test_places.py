@@ -30,6 +30,15 @@ from tests.support.machine import (
 from tests.support.project import counted
 from tests.support.small import PASSED, SEEDER, Small, edited, replace
 
+CONCERNS = [
+    "*/harness/files.py",
+    "*/harness/environment.py",
+    "*/harness/checks/read_only.py",
+    "*/harness/servers/user.py",
+    "*/harness/servers/namespace.py",
+    "*/harness/servers/binaries.py",
+]
+
 pytestmark = linux_only
 
 

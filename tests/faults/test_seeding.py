@@ -22,6 +22,12 @@ from tests.support.machine import kill, linux_only, started_with
 from tests.support.small import Small, complete_service, edited, passed, wait_until
 from tests.variants import LEAN
 
+CONCERNS = [
+    "*/harness/golden/build.py",
+    "*/harness/golden/fingerprint.py",
+    "*/harness/checks/failure.py",
+]
+
 pytestmark = linux_only
 
 NOT_BUILT = "The golden database was not built"

@@ -20,6 +20,12 @@ import pytest
 from tests.support.machine import kill, linux_only, started_with
 from tests.support.small import Small, wait_until
 
+CONCERNS = [
+    "*/harness/servers/postgres.py",
+    "*/harness/servers/locks.py",
+    "*/harness/servers/binaries.py",
+]
+
 pytestmark = linux_only
 
 GONE = "The tests' database server (embedded, in "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import signal
@@ -14,6 +15,8 @@ import pytest
 
 from tests.support.machine import linux_only, started_with
 from tests.support.small import PASSED, Small, wait_until
+
+CONCERNS = ["*/harness/servers/*", "*/harness/golden/build.py"]
 
 pytestmark = linux_only
 
@@ -82,6 +85,16 @@ def test_signals(signals: str, workers: str, moment: Moment, small: Small, compl
         time.sleep(0.05)
     outcome = small.end(run, timeout=60)
     assert outcome.status
+    small.healed(complete)
+
+
+def test_run_that_ignores_signals(small: Small, complete: Any) -> None:
+    """As background jobs of a shell do, and what `nohup` runs: its servers end all the same."""
+    ignoring = 'trap "" HUP INT QUIT TERM; exec "$@"'
+    deaf = dataclasses.replace(small, prefix=("sh", "-c", ignoring, "sh"))
+    deaf.edit_seeder()
+    deaf.green()
+    assert not started_with(small.mark)
     small.healed(complete)
 
 

@@ -12,6 +12,13 @@ import pytest
 from tests.support.machine import linux_only
 from tests.support.small import Small, told
 
+CONCERNS = [
+    "*/harness/checks/tasks.py",
+    "*/harness/plugin.py",
+    "*/harness/fixtures.py",
+    "*/harness/harness.py",
+]
+
 pytestmark = linux_only
 
 # Each test is followed by another one that must find things as they should be.

@@ -13,6 +13,8 @@ from tests.support.once import made_once
 from tests.support.project import install
 from tests.support.small import Small, told
 
+CONCERNS = ["*/harness/plugin.py", "*/harness/waiting.py", "*/harness/isolation/worker.py"]
+
 PLUGINS = ["pytest-rerunfailures", "pytest-repeat", "freezegun", "time-machine"]
 
 ATTEMPTS = '''\

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tests.support.small import Small
 
+CONCERNS = ["*/harness/isolation/*", "*/harness/harness.py"]
+
 ROUND_TRIPS = """\
 import pytest
 from sqlalchemy import text

@@ -19,6 +19,8 @@ from tests.support.project import Project
 from tests.support.small import Small
 from tests.variants import VARIANTS
 
+CONCERNS = ["*/harness/servers/guard.py", "*/harness/servers/urls.py"]
+
 CLONE = r"where more changed, a clone \(\d+ ms to make\)"
 
 

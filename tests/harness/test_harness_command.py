@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from tests.support.project import Project
 
+CONCERNS = [
+    "*/harness/__main__.py",
+    "*/harness/commands.py",
+    "*/harness/layout.py",
+    "*/harness/servers/psql.py",
+]
+
 FAILS = """\
 import pytest
 from sqlalchemy import text

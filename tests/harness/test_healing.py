@@ -13,6 +13,8 @@ from tests.support.machine import MARK, kill, linux_only, new_mark, started_with
 from tests.support.project import Outcome, Project
 from tests.support.small import wait_until
 
+CONCERNS = ["*/harness/golden/*"]
+
 # A test that sees what the seed commands stored.
 PROBE = """\
 from sqlalchemy import func, select

@@ -12,6 +12,8 @@ from tests.conftest import Render
 from tests.support.embedded import remove_clusters
 from tests.support.project import Project
 
+CONCERNS = ["*/harness/isolation/*", "tests/harness/hostile/*"]
+
 HOSTILE = Path(__file__).with_name("hostile") / "test_hostile.py.txt"
 
 # What the hostile tests do shows as failures and errors of theirs; a witness never fails.

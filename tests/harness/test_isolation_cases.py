@@ -12,6 +12,8 @@ from tests.conftest import Render
 from tests.support.embedded import remove_clusters
 from tests.support.project import Project
 
+CONCERNS = ["*/harness/isolation/*", "tests/harness/cases/*"]
+
 CASES = Path(__file__).with_name("cases")
 
 # The files, and how many tests each holds.

@@ -19,6 +19,8 @@ from tests.support.project import Project
 from tests.support.small import replace
 from tests.variants import ALL_OFF
 
+CONCERNS = ["*/harness/isolation/*", "tests/harness/programs/*"]
+
 SERVICE = Path(__file__).with_name("programs")
 
 ALONE, PROGRAMS = 276, 300

@@ -11,6 +11,8 @@ from tests.support.machine import MARK, lying_in, new_mark, started_with
 from tests.support.project import Project
 from tests.variants import DEFAULTS, LLM, ONE_FILE
 
+CONCERNS = ["*/harness/servers/valkey.py", "*/harness/servers/postgres.py", "*/harness/files.py"]
+
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
 
 # Loaded by `-p` into the rendered service's pytest: whoever starts a process fails, and whoever

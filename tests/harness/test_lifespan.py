@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tests.support.small import Small
 
+CONCERNS = ["*/harness/lifespan.py"]
+
 TESTS = """\
 from contextlib import asynccontextmanager
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tests.support.small import Small, edited
 
+CONCERNS = ["*/harness/markers.py"]
+
 TESTS = """\
 import os
 

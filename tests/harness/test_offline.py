@@ -17,6 +17,13 @@ from tests.support.project import Project
 from tests.support.small import Small, passed, replace, small_service
 from tests.variants import ALL_OFF, DEFAULTS, LLM
 
+CONCERNS = [
+    "*/harness/checks/offline.py",
+    "*/harness/checks/addresses.py",
+    "*/harness/checks/children/*",
+    "*/harness/shell.py",
+]
+
 # What a test, or the code under test, may do to leave: each refused, each as the same error.
 LEAVES = """\
 import asyncio

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tests.support.small import Small
 
+CONCERNS = ["*/harness/isolation/pools.py", "*/harness/isolation/connections.py"]
+
 TESTS = """\
 import asyncio
 import os

@@ -27,6 +27,13 @@ from tests.support.project import ANSWERS_FILE, Project, counted, files
 from tests.support.releases import append, commit
 from tests.support.template import FUTURE as PRESENT
 
+CONCERNS = [
+    "*/harness/environment.py",
+    "*/harness/layout.py",
+    "*/harness/servers/loopback.py",
+    "*/harness/servers/urls.py",
+]
+
 PASSED = 3
 
 PYPROJECT = """\
@@ -658,7 +665,9 @@ def test_update_finds_it_again(versions: Path, tmp_path: Path, python: Path) -> 
     remove_clusters(tmp_path)
 
 
-@pytest.mark.parametrize("folder", ["/tests", "../tests", "tests/", "my-tests", "tests/class", ""])
+@pytest.mark.parametrize(
+    "folder", ["/tests", "../tests", "tests/", "my-tests", "tests/class", "True", ""]
+)
 def test_folder_that_is_no_package(folder: str, template: Path, tmp_path: Path) -> None:
     data = ("-d", "scope=harness", "-d", f"tests_folder={folder}", "-r", PRESENT)
     to = tmp_path / "service"

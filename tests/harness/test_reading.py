@@ -8,6 +8,8 @@ from tests.support.machine import linux_only, started_with
 from tests.support.project import counted
 from tests.support.small import Small
 
+CONCERNS = ["*/harness/plugin.py", "*/harness/markers.py"]
+
 READING = [
     *("--fixtures", "--fixtures-per-test", "--setup-plan", "--setup-only", "--collect-only"),
     *("--markers", "--help", "--version", "--cache-show"),

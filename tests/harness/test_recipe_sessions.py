@@ -6,6 +6,8 @@ import pytest
 
 from tests.support.small import Small, edited
 
+CONCERNS = ["*/harness/recipe.py", "*/harness/fixtures.py"]
+
 NAME = "app.database:AsyncSessionLocal"
 
 SESSIONS = """\

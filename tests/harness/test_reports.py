@@ -9,6 +9,13 @@ import pytest
 
 from tests.support.small import Small, told
 
+CONCERNS = [
+    "*/harness/plugin.py",
+    "*/harness/harness.py",
+    "*/harness/errors.py",
+    "*/harness/checks/uncommitted.py",
+]
+
 BEGIN = """\
 import asyncio
 import os

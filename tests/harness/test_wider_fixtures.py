@@ -6,6 +6,12 @@ import pytest
 
 from tests.support.small import Small, told
 
+CONCERNS = [
+    "*/harness/isolation/worker.py",
+    "*/harness/isolation/putback.py",
+    "*/harness/plugin.py",
+]
+
 TESTS = '''\
 import asyncio
 import os

@@ -12,6 +12,8 @@ import yaml
 from tests.conftest import Render
 from tests.support.project import Project, render
 
+CONCERNS = ["copier.yml", "template/{{_copier_conf.answers_file}}.jinja", "template/*code_answers*"]
+
 REFUSED = [
     ("project_name", "", "must not be empty"),
     ("project_name", "   ", "must not be empty"),
@@ -75,8 +77,10 @@ def test_unknown_choice_is_refused(template: Path, tmp_path: Path) -> None:
         {"project_name": "\"'`$(id)`'\"", "project_description": "{{ 7 * 7 }} {% raw %} # ' \" \\"},
         {"project_name": "東京", "package_name": "tokyo"},
         {"project_name": "FastAPI"},  # the name of a dependency
+        {"package_name": "true"},  # a keyword of YAML and of SQL, not of Python
+        {"package_name": "none"},
     ],
-    ids=["defaults", "switches", "lengths", "quotes", "non-ascii", "dependency"],
+    ids=["defaults", "switches", "lengths", "quotes", "non-ascii", "dependency", "true", "none"],
 )
 def test_answers_are_stored(answers: dict[str, Any], template: Path, tmp_path: Path) -> None:
     render(template, tmp_path / "service", answers)

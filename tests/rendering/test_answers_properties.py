@@ -7,10 +7,13 @@ import configparser
 import keyword
 import os
 import re
+import shutil
 import sys
 import tempfile
 import tomllib
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from email.parser import BytesParser
 from email.policy import default
 from pathlib import Path
@@ -25,6 +28,14 @@ from tests.conftest import Render
 from tests.support.once import locked
 from tests.support.project import Project, render
 from tests.variants import FEATURES, OTHER_NAMES
+
+CONCERNS = [
+    "copier.yml",
+    "template/{{ package_name }}/main.py.jinja",
+    "template/pyproject.toml.jinja",
+    "template/compose.yaml.jinja",
+    "template/README.md.jinja",
+]
 
 # What means something to one of the languages that the answers end up in.
 PIECES = [
@@ -208,23 +219,31 @@ def check_build(project: Project) -> None:
     assert metadata["Summary"] == project.answers["project_description"]
 
 
+@contextmanager
+def kept_if_it_fails(below: Path) -> Iterator[Path]:
+    """A folder of one example's own."""
+    folder = Path(tempfile.mkdtemp(dir=below))
+    yield folder
+    shutil.rmtree(folder)
+
+
 @settings(WITHOUT_A_LIMIT_OF_TIME, max_examples=8, derandomize=True)
 @given(answers=ANSWERS)
 def test_answers_are_refused_or_rendered(
-    answers: dict[str, Any], template: Path, python: Path
+    answers: dict[str, Any], template: Path, python: Path, tmp_path: Path
 ) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        check(template, python, answers, Path(folder))
+    with kept_if_it_fails(tmp_path) as folder:
+        check(template, python, answers, folder)
 
 
 @pytest.mark.slow
 @settings(WITHOUT_A_LIMIT_OF_TIME, max_examples=200)
 @given(answers=ANSWERS)
 def test_many_answers_are_refused_or_rendered(
-    answers: dict[str, Any], template: Path, python: Path
+    answers: dict[str, Any], template: Path, python: Path, tmp_path: Path
 ) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        check(template, python, answers, Path(folder))
+    with kept_if_it_fails(tmp_path) as folder:
+        check(template, python, answers, folder)
 
 
 def test_a_render_of_odd_names_is_built(rendered: Render, tmp_path: Path) -> None:
@@ -235,10 +254,10 @@ def test_a_render_of_odd_names_is_built(rendered: Render, tmp_path: Path) -> Non
 @settings(WITHOUT_A_LIMIT_OF_TIME, max_examples=10)
 @given(answers=GOOD)
 def test_renders_are_built_and_checked_by_mypy(
-    answers: dict[str, Any], template: Path, python: Path, shared: Path
+    answers: dict[str, Any], template: Path, python: Path, shared: Path, tmp_path: Path
 ) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        project = check(template, python, answers, Path(folder))
+    with kept_if_it_fails(tmp_path) as folder:
+        project = check(template, python, answers, folder)
         if project is not None:  # not a library's name by chance
             check_build(project)
             with locked(shared / "mypy"):

@@ -13,6 +13,8 @@ from tests.conftest import Render
 from tests.support.project import Project, counted, install
 from tests.variants import COMBINATIONS, FEATURES, VARIANTS
 
+CONCERNS = ["template/*.jinja"]
+
 
 def off(answers: Mapping[str, Any]) -> set[str]:
     """The features that are off."""

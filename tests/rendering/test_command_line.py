@@ -11,6 +11,8 @@ from tests.support.project import ANSWERS_FILE, Project
 from tests.support.releases import commit
 from tests.support.template import FUTURE
 
+CONCERNS = ["copier.yml"]
+
 
 def test_copy_says_what_to_do_next(template: Path, tmp_path: Path) -> None:
     done = copier("copy", "--defaults", template, tmp_path / "service", cwd=tmp_path)

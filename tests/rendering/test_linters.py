@@ -15,6 +15,15 @@ from tests.support.command import Finished, run
 from tests.support.project import Project
 from tests.support.template import ROOT
 
+CONCERNS = [
+    "template/*Dockerfile*",
+    "template/*.y*ml*",
+    "template/*.json*",
+    "template/.dockerignore",
+    "template/.squawk.toml",
+    "tests/rendering/zizmor.yml",
+]
+
 DOCKERFILE = "Dockerfile"
 COMPOSE = "compose.yaml"
 GITHUB = ".github/workflows/ci.yml"

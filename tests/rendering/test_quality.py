@@ -10,6 +10,13 @@ import pytest
 from tests.support.once import locked
 from tests.support.project import Project
 
+CONCERNS = [
+    "template/*.py*",
+    "template/pyproject.toml.jinja",
+    "template/Makefile.jinja",
+    "*/harness/ruff.toml",
+]
+
 VIOLATIONS = {
     "format": ("x = {  'a':1 }\n", "would be reformatted"),
     "lint": ("import os\n", "F401"),

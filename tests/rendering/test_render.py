@@ -13,8 +13,11 @@ from tests.conftest import Render
 from tests.support.command import run
 from tests.support.project import ANSWERS_FILE, CODE_ANSWERS, Project
 from tests.support.project import files as files_of
+from tests.support.sums import write_sums
 from tests.support.template import ROOT, working_files
 from tests.variants import FEATURES, OTHER_NAMES, VARIANTS
+
+CONCERNS = ["template/*", "*/.gitattributes", "copier.yml", ".gitattributes"]
 
 # As the template writes it. `${{ … }}` is GitHub's own, in its workflows.
 JINJA = re.compile(r"(?<!\$)\{\{[- ]|\{%[- ]|\{#[- ]")
@@ -45,6 +48,13 @@ def test_harness_is_the_same_in_each_render(combination: Project, template: Path
     assert ours.keys() == theirs.keys(), "files of the harness are copied, never rendered"
     changed = [name for name in ours if ours[name].read_bytes() != theirs[name].read_bytes()]
     assert not changed
+
+
+def test_sums_are_those_of_the_files(template: Path) -> None:
+    sums = template / "template" / HARNESS / "SHA256SUMS"
+    before = sums.read_text()
+    write_sums(template)
+    assert sums.read_text() == before, "run `make format`"
 
 
 @pytest.mark.parametrize("ci", ["github", "gitlab", "none"])

@@ -10,6 +10,8 @@ from tests.conftest import Render
 from tests.support.project import ANSWERS_FILE, CODE_ANSWERS, Project
 from tests.variants import FEATURES
 
+CONCERNS = ["template/*.jinja", "template/*use_*", "copier.yml"]
+
 # Words that only the feature brings, as they stand in code, settings and documents.
 WORDS = {
     "use_auth": r"auth\w*|jwt\w*|pyjwt|argon2\w*|log_?ins?|(?:access |bearer )tokens?|user names?"

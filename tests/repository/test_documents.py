@@ -14,6 +14,15 @@ from tests.support.project import Project
 from tests.support.template import ROOT
 from tests.variants import FEATURES
 
+CONCERNS = [
+    "README.md",
+    "Makefile",
+    "copier.yml",
+    "template/*.md*",
+    "template/Makefile.jinja",
+    "template/{{ package_name }}/config.py.jinja",
+]
+
 DOCUMENTS = ["README.md", "AGENTS.md", "CHANGELOG.md", "docs/testing.md", "docs/operations.md"]
 
 COMMAND = re.compile(r"\bmake ([a-z]+(?: [a-z]+)*)")

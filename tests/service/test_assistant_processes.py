@@ -27,6 +27,8 @@ from tests.support.running import (
     serving,
 )
 
+CONCERNS = ["template/*agents*", "template/*coordinator*"]
+
 COMPLAINT = "I am very unhappy with the new fees."
 ANSWER = "The fee is refunded."
 STAFF = "is_staff = true"

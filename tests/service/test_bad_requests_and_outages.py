@@ -48,6 +48,15 @@ from tests.support.running import (
 )
 from tests.support.small import wait_until
 
+CONCERNS = [
+    "template/*errors.py*",
+    "template/*middleware.py",
+    "template/*rate_limit.py*",
+    "template/*redis_client.py*",
+    "template/*security.py*",
+    "template/*accounts.py*",
+]
+
 # What no client may read in an error, and no log may hold.
 INTERNALS = re.compile(
     r"Traceback|asyncpg|sqlalchemy|psycopg|redis\.|SELECT |INSERT |/site-packages/|\.py\b|\.sock"

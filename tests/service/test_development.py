@@ -35,6 +35,8 @@ from tests.support.running import Client, create, new_customer
 from tests.support.small import wait_until
 from tests.variants import ALL_OFF
 
+CONCERNS = ["*/harness/development/*"]
+
 pytestmark = linux_only
 
 # Alembic itself does not work where there is a percent sign.

@@ -19,6 +19,13 @@ from tests.support.running import (
     tokens_of,
 )
 
+CONCERNS = [
+    "template/{{ package_name }}/main.py.jinja",
+    "template/{{ package_name }}/config.py.jinja",
+    "template/{{ package_name }}/api/*",
+    "template/{{ package_name }}/lifespan.py.jinja",
+]
+
 EMAIL = "ada@example.com"
 
 

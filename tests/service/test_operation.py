@@ -12,11 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
+from tests.conftest import Render
 from tests.support import postgres, wire
 from tests.support.command import overlaid
 from tests.support.embedded import servers
@@ -39,6 +41,15 @@ from tests.support.running import (
     tokens_of,
 )
 from tests.support.small import wait_until
+
+CONCERNS = [
+    "template/compose.yaml.jinja",
+    "template/docs/operations.md.jinja",
+    "template/migrations/*",
+    "template/alembic.ini",
+    "template/*database_url.py",
+    "template/*mail.py*",
+]
 
 # What SETTINGS changes for other tests: here logins cost what they cost, and are limited.
 AS_IT_COMES = {
@@ -404,19 +415,25 @@ def test_a_url_as_hosts_give_it_out(project: Project, server: Server, tmp_path: 
         assert encrypted
 
 
-def test_the_database_of_compose_is_the_services_and_it_is_no_superuser(
-    project: Project, server: Server
-) -> None:
-    """What its Postgres runs at first, run as there; the password is any."""
-    compose = yaml.safe_load((project.path / "compose.yaml").read_text())
+def run_script_of_compose(project: Project, server: Server, password: str) -> dict[str, Any]:
+    """What its Postgres runs at first, run as there. Returns the whole file."""
+    compose: dict[str, Any] = yaml.safe_load((project.path / "compose.yaml").read_text())
     script = compose["configs"]["database"]["content"].replace("$$", "$")
-    password = "it's $HOME \"\\; --"
     env = {
         "PATH": f"{server.binaries}:/usr/bin:/bin",
         **{"PGHOST": "127.0.0.1", "PGPORT": str(server.port), "PGUSER": "tester"},
         **{"PGDATABASE": "postgres", "SERVICE_PASSWORD": password},
     }
     project.run("sh", "-euc", script, env=env)
+    return compose
+
+
+def test_the_database_of_compose_is_the_services_and_it_is_no_superuser(
+    project: Project, server: Server
+) -> None:
+    """The password is any."""
+    password = "it's $HOME \"\\; --"
+    compose = run_script_of_compose(project, server, password)
     roles = "SELECT rolname, rolsuper, rolcreatedb, rolcreaterole FROM pg_roles WHERE rolcanlogin"
     assert server.sql(f"{roles} ORDER BY 1") == ["service|f|f|f", "tester|t|t|t"]
     rules = server.data / "pg_hba.conf"
@@ -435,3 +452,9 @@ def test_the_database_of_compose_is_the_services_and_it_is_no_superuser(
             "PGPASSWORD": password,
         },
     )
+
+
+def test_a_package_is_called_as_sql_calls_something(rendered: Render, server: Server) -> None:
+    run_script_of_compose(rendered(package_name="user"), server, "any")
+    named = "SELECT extname FROM pg_extension WHERE extname = 'vector'"
+    assert server.sql(named, database="user") == ["vector"]

@@ -12,6 +12,14 @@ from tests.support.once import made_once
 from tests.support.project import Project, install
 from tests.variants import MIGRATIONS, ONE_FILE, VARIANTS
 
+CONCERNS = [
+    "template/{{ package_name }}/*",
+    "template/tests/*.jinja",
+    "template/migrations/*",
+    "template/*knowledge*",
+    "template/*ingest.py*",
+]
+
 # Coverage doubles a run's time: the variants with all features and with none show that it works.
 COVERED = ("defaults", "all off")
 

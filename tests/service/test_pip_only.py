@@ -12,6 +12,8 @@ from tests.support.embedded import remove_clusters
 from tests.support.project import Project
 from tests.variants import VARIANTS
 
+CONCERNS = ["template/Makefile.jinja", "template/pyproject.toml.jinja"]
+
 
 def path_without_uv() -> str:
     """PATH without the folders that hold uv."""

@@ -12,6 +12,8 @@ from tests.support.command import run
 from tests.support.project import install
 from tests.variants import DEFAULTS, LLM
 
+CONCERNS = ["template/pyproject.toml.jinja"]
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13", "3.14"])

@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.project import Project
 
+CONCERNS = ["template/*use_assistant*", "tests/service/seed/*"]
+
 SEED = Path(__file__).with_name("seed")
 
 # The tests of each file.

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support import failures
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -32,12 +34,39 @@ def run(
     failure. `status` is the exit status asked for; None accepts any. A command that runs out of
     time is killed with all its children.
     """
+    process = begin(*command, cwd=cwd, env=env)
+    said = shlex.join(str(part) for part in command)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        print(output)
+        raise AssertionError(f"{said}: not done after {timeout:.0f} s") from None
+    print(output, flush=True)
+    if status is not None:
+        assert process.returncode == status, (
+            f"{said}: exit status {process.returncode}, not {status}\n" + output[-6000:]
+        )
+    return Finished(process.returncode, output)
+
+
+def begin(
+    *command: str | Path, cwd: Path, env: Mapping[str, str | None] | None = None
+) -> subprocess.Popen[str]:
+    """Start a command in a process group of its own, and don't wait for it.
+
+    Its input is empty, and both of its outputs are one. The report of a failure tells how to repeat
+    it, if it is the last.
+    """
     arguments = [str(part) for part in command]
+    environment = overlaid(env or {})
     print(f"$ {shlex.join(arguments)}", flush=True)
-    process = subprocess.Popen(
+    failures.trace.command = failures.line(arguments, cwd, environment)
+    return subprocess.Popen(
         arguments,
         cwd=cwd,
-        env=overlaid(env or {}),
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -45,20 +74,6 @@ def run(
         errors="replace",
         start_new_session=True,
     )
-    try:
-        output, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        print(output)
-        raise AssertionError(f"{shlex.join(arguments)}: not done after {timeout:.0f} s") from None
-    print(output, flush=True)
-    if status is not None:
-        assert process.returncode == status, (
-            f"{shlex.join(arguments)}: exit status {process.returncode}, not {status}\n"
-            + output[-6000:]
-        )
-    return Finished(process.returncode, output)
 
 
 def overlaid(env: Mapping[str, str | None]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -36,6 +37,7 @@ FOREIGN_NAMES = {
     "MFLAGS",
     "MYPY_CACHE_DIR",
     "PYTEST_ADDOPTS",
+    "PYTEST_DEBUG_TEMPROOT",
     "PYTEST_PLUGINS",
     "PYTHONDONTWRITEBYTECODE",
     "PYTHONHOME",
@@ -47,6 +49,9 @@ FOREIGN_NAMES = {
     "UV_PYTHON",
     "VIRTUAL_ENV",
 }
+
+PYTHONS_OWN = {signal.SIGPIPE, signal.SIGXFSZ}
+"""Signals that Python ignores itself, and `subprocess` restores."""
 
 
 def find_uv() -> str:
@@ -85,6 +90,18 @@ def hermetic_environment(home: Path) -> dict[str, str | None]:
         "FORCE_COLOR": None,
         "LC_ALL": "C.UTF-8",
     }
+
+
+def let_children_hear() -> None:
+    """Let each signal reach the processes that tests start, however this one was started.
+
+    A shell without job control lets its background jobs ignore SIGINT and SIGQUIT, `nohup` lets a
+    command ignore SIGHUP. A program that is executed inherits what is ignored, but not what is
+    handled: so this process takes no notice of these signals, as it was told, and its children do.
+    """
+    for number in signal.valid_signals() - PYTHONS_OWN:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 def _is_foreign(name: str) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from pytest_copie.plugin import Copie
 
+from tests.support import failures
 from tests.support.command import Finished, run
 from tests.support.once import locked
 
@@ -64,6 +65,9 @@ class Project:
     path: Path
     answers: Mapping[str, Any]
     python: Path
+
+    def __post_init__(self) -> None:
+        failures.trace.projects.append(self.path)
 
     @classmethod
     def read(cls, path: Path, python: Path) -> Project:

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tests.support.command import overlaid
+from tests.support.command import begin, overlaid
 from tests.support.embedded import remove_clusters
 from tests.support.machine import MARK, kill, new_mark, started_with
 from tests.support.project import Outcome, Project, counted
@@ -224,27 +224,15 @@ class Small(Project):
     prefix: tuple[str, ...] = ()
     """A command that runs the others, to change what they find."""
 
-    def environment(self, variables: dict[str, str | None]) -> dict[str, str]:
-        """The environment of its processes."""
-        return overlaid({MARK: self.mark, **self.variables, **variables})
+    def marked(self, variables: dict[str, str | None]) -> dict[str, str | None]:
+        """What is laid over the environment of its processes."""
+        return {MARK: self.mark, **self.variables, **variables}
 
     def begin(self, *options: str, **variables: str | None) -> subprocess.Popen[str]:
         """Start a run in a process group of its own, and don't wait for it."""
-        return subprocess.Popen(
-            [
-                *self.prefix,
-                *(str(self.python), "-m", "pytest", "-p", "no:randomly", "-p", "no:cacheprovider"),
-                *options,
-            ],
-            cwd=self.path,
-            env=self.environment(variables),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
+        pytest = ("-m", "pytest", "-p", "no:randomly", "-p", "no:cacheprovider")
+        command = [*self.prefix, str(self.python), *pytest, *options]
+        return begin(*command, cwd=self.path, env=self.marked(variables))
 
     def end(self, process: subprocess.Popen[str], timeout: float = 120) -> Outcome:
         """Wait for such a run, and read what it said."""
@@ -302,7 +290,7 @@ class Small(Project):
         process = subprocess.Popen(
             [*self.prefix, str(self.python), "-c", _CONSOLE],
             cwd=self.path,
-            env=self.environment(variables),
+            env=overlaid(self.marked(variables)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -324,7 +312,7 @@ class Small(Project):
     def harness(self, *words: str) -> str:
         """What `python -m tests.harness` says."""
         command = [*self.prefix, str(self.python), "-m", "tests.harness", *words]
-        return self.run(*command, env={MARK: self.mark, **self.variables}).output
+        return self.run(*command, env=self.marked({})).output
 
     def edit_seeder(self) -> None:
         """Make the next run build its golden database."""

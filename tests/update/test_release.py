@@ -12,6 +12,8 @@ import pytest
 from tests.support.command import Finished, run
 from tests.support.releases import commit, tag_releases
 
+CONCERNS = ["CHANGELOG.md", "Makefile", "tests/update/release.py"]
+
 TODAY = date.today().isoformat()
 
 

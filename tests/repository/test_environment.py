@@ -1,0 +1,43 @@
+"""However the meta-tests are started, what they start finds the same."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+
+from tests.support.command import run
+from tests.support.machine import linux_only
+from tests.support.template import ROOT
+
+CONCERNS = ["tests/support/environment.py", "tests/conftest.py"]
+
+LOOK = """\
+import subprocess
+from tests.support.environment import let_children_hear
+
+look = ["grep", "SigIgn", "/proc/self/status"]
+subprocess.run(look, check=True)
+let_children_hear()
+subprocess.run(look, check=True)
+"""
+
+# How a shell or a user starts a run, and the signals that it then ignores.
+WAYS = {
+    "a script's background": ('"$@" & wait', {2, 3}),
+    "nohup": ('nohup "$@"', {1}),
+    "nohup, a script's background": ('nohup "$@" & wait', {1, 2, 3}),
+    "ignored by hand": ("""trap "" TERM TSTP TTIN TTOU PIPE USR1; "$@" """, {15, 20, 21, 22, 10}),
+    "a session of its own": ('setsid --wait "$@"', set()),
+}
+
+
+@linux_only
+@pytest.mark.parametrize("way", WAYS)
+def test_children_hear_each_signal(way: str) -> None:
+    script, ignored = WAYS[way]
+    output = run("sh", "-c", script, "sh", sys.executable, "-c", LOOK, cwd=ROOT).output
+    before, after = (int(mask, 16) for mask in re.findall(r"^SigIgn:\t(\w+)$", output, re.M))
+    assert before == sum(1 << number - 1 for number in ignored)
+    assert after == 0
