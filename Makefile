@@ -2,7 +2,7 @@
 # one that is put into .venv with nothing but python3.
 
 PYTHON ?= python3
-COPIER = copier>=9.19,<10
+COPIER = copier>=9.19.1,<10
 UV := $(shell command -v uv >/dev/null 2>&1 && echo uv || echo .venv/bin/uv)
 
 # uv trusts only the certificates it brings; a machine behind a proxy has its own.
