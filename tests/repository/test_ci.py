@@ -18,6 +18,8 @@ from tests.service.test_pythons import PYTHONS
 from tests.support.command import run
 from tests.support.template import ROOT
 
+CONCERNS = [".ci/run", ".github/*", "renovate.json", "Makefile", "README.md", "*pyproject.toml*"]
+
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 FORM = ".github/ISSUE_TEMPLATE/fault.yml"
 
