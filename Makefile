@@ -2,7 +2,7 @@
 # one that is put into .venv with nothing but python3.
 
 PYTHON ?= python3
-COPIER = copier>=9.19,<10
+COPIER = copier>=9.19.1,<10
 UV := $(shell command -v uv >/dev/null 2>&1 && echo uv || echo .venv/bin/uv)
 
 # uv trusts only the certificates it brings; a machine behind a proxy has its own.
@@ -23,9 +23,10 @@ make bench                         what a test costs, beside the usual patterns,
 make check                         formatter, linters and type checker over the template's own files
 make format                        format and fix them, and hash the harness's files anew
 make release VERSION=1.0.0         check that a release is ready, and tag it
+make notes VERSION=1.0.0           what CHANGELOG.md says of it
 endef
 
-.PHONY: help service test test-faults bench check format release uv
+.PHONY: help service test test-faults bench check format release notes uv
 help:
 	$(info $(HELP))
 	@:
@@ -75,6 +76,9 @@ format: $(UV)
 release: $(UV)
 	@$(WITH_SED) $(UV) run python -m tests.update.release "$(VERSION)"
 
+notes: $(UV)
+	@$(UV) run python -m tests.update.release --notes "$(VERSION)"
+
 uv:;
 
 .venv/bin/uv:
@@ -82,6 +86,6 @@ uv:;
 	  { echo "Python 3.11 or newer is needed. If it has another name here: make PYTHON=python3.13 …" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 	  { echo "$(PYTHON) can't make virtual environments. On Debian and Ubuntu: apt install python3-venv. Or install uv." >&2; exit 1; }
-	@echo "No uv on this machine: putting one into .venv"
+	@echo "No uv on this machine: putting one into .venv" >&2
 	@.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check uv

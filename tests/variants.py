@@ -27,7 +27,12 @@ class Variant:
         return self.unit + self.integration
 
 
-FEATURES = ("use_auth", "use_redis", "use_pgvector", "use_assistant")
+FEATURES = (
+    "use_auth",
+    "use_redis",
+    "use_pgvector",
+    "use_assistant",
+)
 
 OTHER_NAMES = {
     "project_name": 'Zoë\'s "Grüße" & <Söhne> \\ 東京',

@@ -16,7 +16,7 @@ CONCERNS = ["template/*.jinja", "template/*use_*", "copier.yml"]
 WORDS = {
     "use_auth": r"auth\w*|jwt\w*|pyjwt|argon2\w*|log_?ins?|(?:access |bearer )tokens?|user names?"
     r"|registrations?|create_test_\w+|current_user|models\.user|is_staff|user_sessions?|email_proofs?"
-    r"|aiosmtp\w*|smtp\w*|zxcvbn|refresh_\w+|mail_\w+",
+    r"|aiosmtp\w*|smtp\w*|zxcvbn|refresh_\w+|mail_\w+|test_policies",
     "use_redis": r"redis\w*|valkey\w*|limit_client|rate_limit_patience",
     "use_pgvector": r"pgvector\w*|embedding\w*|embedders?|vectors?|hnsw|similarity|cosine\w*",
     "use_assistant": r"assistants?|langgraph\w*|langchain\w*|agents?|agent_\w+|coordinators?"
@@ -50,8 +50,11 @@ def test_no_trace_of_what_was_left_out(feature: str, others: bool, rendered: Ren
 
 @pytest.mark.parametrize("feature", FEATURES)
 def test_words_are_there_when_the_feature_is(feature: str, rendered: Render) -> None:
-    """Else the search above would find nothing because it looks for the wrong words."""
-    assert len(traces(rendered(), feature)) > len(FEATURES)
+    """In each file that it brings. Else the search above would look for the wrong words."""
+    without = {name for name, _ in rendered(**{feature: False}).files()}
+    brought = {name for name, _ in rendered().files()} - without
+    assert brought
+    assert brought <= {trace.partition(":")[0] for trace in traces(rendered(), feature)}
 
 
 def traces(project: Project, feature: str) -> list[str]:

@@ -13,10 +13,11 @@ from tests.support.project import install
 from tests.variants import DEFAULTS, LLM
 
 CONCERNS = ["template/pyproject.toml.jinja"]
+PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13", "3.14"])
+@pytest.mark.parametrize("version", PYTHONS)
 def test_suite_is_green(version: str, rendered: Render, tmp_path: Path) -> None:
     find = [os.environ["UV"], "python", "find", "--no-python-downloads", version]
     found = run(*find, cwd=tmp_path, status=None)

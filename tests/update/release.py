@@ -1,11 +1,11 @@
-"""Check that a release is ready, and tag it: make release VERSION=1.2.3"""
+"""Check that a release is ready, and tag it; say what is in it: make release, make notes"""
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
-import tomllib
 from datetime import date
 
 from tests.support.releases import changelog
@@ -34,19 +34,29 @@ def faults(version: str) -> list[str]:
     elif next(iter(dates)) != version:
         found.append(f"{version} is not the newest heading of CHANGELOG.md")
     else:
-        text = (ROOT / "CHANGELOG.md").read_text()
-        entry = text.partition(f"## [{version}]")[2].partition("\n## [")[0]
-        if "### When you update" not in entry:
+        if "### When you update" not in notes(version):
             found.append(f'CHANGELOG.md has no part "When you update" for {version}')
-    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    if stated != version:
-        found.append(f"pyproject.toml says version {stated}")
     return found
 
 
-def main() -> int:
+def notes(version: str) -> str:
+    """What CHANGELOG.md says of a version, below its heading."""
+    text = (ROOT / "CHANGELOG.md").read_text()
+    _, _, entry = text.partition(f"\n## [{version}] - ")
+    return entry.partition("\n")[2].partition("\n## [")[0].strip()
+
+
+def show(version: str) -> int:
+    """Print the notes of a release. Returns the exit status."""
+    if changelog(ROOT).get(version, "Unreleased") == "Unreleased":
+        print(f"CHANGELOG.md has no release {version or '…'}", file=sys.stderr)
+        return 1
+    print(notes(version))
+    return 0
+
+
+def release(version: str) -> int:
     """Check, run the tests of updates, tag. Returns the exit status."""
-    version = sys.argv[1] if len(sys.argv) > 1 else ""
     if found := faults(version):
         print(*found, sep="\n", file=sys.stderr)
         return 1
@@ -63,6 +73,15 @@ def main() -> int:
     git("tag", "--annotate", "--message", f"Release {version}", version)
     print(f"tagged {version}. What next: git push origin {version}")
     return 0
+
+
+def main() -> int:
+    """Release, or show what is in a release. Returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--notes", action="store_true", help="print them, and do nothing")
+    parser.add_argument("version")
+    options = parser.parse_args()
+    return show(options.version) if options.notes else release(options.version)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from datetime import date
 from pathlib import Path
@@ -65,37 +64,40 @@ def ready(template: Path, tmp_path: Path) -> Path:
     """The template, with everything done for the release of 7.0.0."""
     clone = tmp_path / "clone"
     run("git", "clone", "--quiet", "--no-tags", template, clone, cwd=tmp_path)
-    changelog, project = clone / "CHANGELOG.md", clone / "pyproject.toml"
+    changelog = clone / "CHANGELOG.md"
     head, first, rest = changelog.read_text().partition("## [")
     changelog.write_text(head + heading("7.0.0", TODAY) + first + rest)
-    stated = re.compile(r'^version = ".*"$', re.MULTILINE)
-    project.write_text(stated.sub('version = "7.0.0"', project.read_text()))
     commit(clone, "Release 7.0.0")
     return clone
 
 
-def release(clone: Path, version: str, status: int) -> Finished:
+def release(clone: Path, *arguments: str, status: int) -> Finished:
     """`make release`, with tests of updates that are collected only."""
-    command = [sys.executable, "-m", "tests.update.release", version]
+    command = [sys.executable, "-m", "tests.update.release", *arguments]
     return run(*command, cwd=clone, env={"PYTEST_ADDOPTS": "--collect-only"}, status=status)
 
 
 def test_release_is_tagged(ready: Path) -> None:
-    release(ready, "7.0.0", 0)
+    release(ready, "7.0.0", status=0)
     assert run("git", "cat-file", "-t", "7.0.0", cwd=ready).output == "tag\n", "annotated"
-    assert "is tagged already" in release(ready, "7.0.0", 1).output
+    assert "is tagged already" in release(ready, "7.0.0", status=1).output
 
 
 def test_release_that_is_not_ready_is_refused(ready: Path) -> None:
-    assert "give one like 1.2.3" in release(ready, "", 1).output
-    other = release(ready, "7.1.0", 1).output
-    assert f"no heading `## [7.1.0] - {TODAY}`" in other
-    assert "pyproject.toml says version 7.0.0" in other
+    assert "give one like 1.2.3" in release(ready, "", status=1).output
+    assert f"no heading `## [7.1.0] - {TODAY}`" in release(ready, "7.1.0", status=1).output
     (ready / "stray").touch()
-    assert "not clean" in release(ready, "7.0.0", 1).output
+    assert "not clean" in release(ready, "7.0.0", status=1).output
     (ready / "stray").unlink()
     changelog = ready / "CHANGELOG.md"
     changelog.write_text(changelog.read_text().replace("### When you update", "### Notes", 1))
     commit(ready, "Forget a part")
-    assert 'no part "When you update"' in release(ready, "7.0.0", 1).output
+    assert 'no part "When you update"' in release(ready, "7.0.0", status=1).output
     assert not run("git", "tag", cwd=ready).output
+
+
+def test_notes_are_what_the_changelog_says(ready: Path) -> None:
+    shown = release(ready, "--notes", "7.0.0", status=0).output
+    assert shown == "### When you update\n\nNothing.\n"
+    assert "### Added" in release(ready, "--notes", "1.0.0", status=0).output, "the last of them"
+    assert "no release 7.1.0" in release(ready, "--notes", "7.1.0", status=1).output
