@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.shells import counting, set_up_for_other_things
 from tests.support import embedded
 from tests.support.machine import MARK, lying_in, new_mark, started_with
 from tests.support.project import Project
@@ -52,7 +53,10 @@ def folders(tmp_path: Path) -> dict[str, str | None]:
 def test_nothing_runs_or_lies_about_afterwards(
     project: Project, folders: dict[str, str | None]
 ) -> None:
-    """One file alone, then all with two workers, which start from what the first run kept."""
+    """One file alone, then all with two workers, which start from what the first run kept.
+
+    In a shell that is set up for other things, all of which name one listener: nobody comes there.
+    """
     project.run("git", "init", "--quiet")
     project.run("git", "add", "--all")
     project.run("git", "commit", "--quiet", "--message", "Scaffold")
@@ -62,7 +66,10 @@ def test_nothing_runs_or_lies_about_afterwards(
         (["-n", "2"], "reused", {"passed": DEFAULTS.passed, "skipped": LLM}),
     ):
         mark = new_mark()
-        run = project.pytest("--no-cov", *options, env={**folders, MARK: mark}, **counts)
+        with counting() as (port, came):
+            env = {**set_up_for_other_things(port), **folders, MARK: mark}
+            run = project.pytest("--no-cov", *options, env=env, **counts)
+            assert not came
         assert run.golden()[1].startswith(story)
         assert not started_with(mark)
         left = lying_in(*(Path(folder) for folder in folders.values() if folder))

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from tests.conftest import Render
-from tests.support import postgres, wire
-from tests.support.machine import MARK, new_mark, started_with
-from tests.support.project import Project
-from tests.support.small import Small, passed, replace, small_service
-from tests.variants import ALL_OFF, DEFAULTS, LLM
+from tests.support import wire
+from tests.support.small import Small, replace, small_service
+from tests.variants import ALL_OFF
 
 CONCERNS = [
     "*/harness/checks/offline.py",
@@ -496,118 +492,3 @@ def test_telemetry_that_is_switched_on_in_code_neither_fails_nor_slows_a_test(
     assert outcome.counts == {"passed": 4}, outcome.output
     assert "refused to a background thread" in outcome.output
     assert "api.smith.example.org (langsmith/" in outcome.output
-
-
-@contextmanager
-def counting() -> Iterator[tuple[int, list[socket.socket]]]:
-    """Something that accepts connections, and counts them."""
-    came: list[socket.socket] = []
-    with wire.listening(came.append) as port:
-        yield port, came
-
-
-def hostile(port: int) -> dict[str, str | None]:
-    """A shell that is set up for other things: tracing, a proxy, a model, a database."""
-    url = f"http://127.0.0.1:{port}"
-    tracing = {
-        **dict.fromkeys(("LANGSMITH_ENDPOINT", "LANGCHAIN_ENDPOINT", "LANGFUSE_HOST"), url),
-        **dict.fromkeys(("LANGSMITH_TRACING", "LANGSMITH_TRACING_V2"), "true"),
-        **dict.fromkeys(("LANGCHAIN_TRACING_V2", "LANGSMITH_API_KEY", "LANGCHAIN_API_KEY"), "true"),
-        "LANGSMITH_PROJECT": "production",
-        "OTEL_EXPORTER_OTLP_ENDPOINT": url,
-        "OTEL_TRACES_EXPORTER": "otlp",
-        "OTEL_METRICS_EXPORTER": "otlp",
-        "SENTRY_DSN": f"http://key@127.0.0.1:{port}/1",
-    }
-    proxies = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-    model = {
-        **dict.fromkeys(("OPENAI_API_BASE", "OPENAI_BASE_URL", "OPENAI_PROXY"), url),
-        "OPENAI_API_KEY": "a-key-that-costs-money",
-        "OPENAI_API_TYPE": "azure",
-        "OPENAI_ORG_ID": "production",
-    }
-    certificates = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-    libpq = {
-        "PGHOST": "127.0.0.1",
-        "PGPORT": str(port),
-        "PGUSER": "production",
-        "PGSSLMODE": "verify-full",
-        "PGREQUIREAUTH": "scram-sha-256",
-        "PGREQUIREPEER": "somebody",
-        "PGOPTIONS": "-c search_path=nowhere",
-        "PGTARGETSESSIONATTRS": "read-only",
-        "PGCHANNELBINDING": "require",
-        "PGGSSENCMODE": "require",
-    }
-    return {
-        **tracing,
-        **dict.fromkeys(proxies, url),
-        **model,
-        **dict.fromkeys(certificates, "/nonexistent/roots.pem"),
-        **libpq,
-        **dict.fromkeys(("NO_PROXY", "no_proxy")),
-    }
-
-
-def test_whole_suite_in_a_shell_that_is_set_up_for_other_things(rendered: Render) -> None:
-    with counting() as (port, came):
-        mark = new_mark()
-        env = {**hostile(port), MARK: mark}
-        rendered().pytest(
-            "--no-cov", "-n", "2", env=env, timeout=300, passed=DEFAULTS.passed, skipped=LLM
-        )
-        assert not came
-        assert not started_with(mark)
-
-
-@pytest.mark.slow
-def test_such_a_shell_would_have_been_heard(project: Project) -> None:
-    """Without what the harness does, the same listener is called: the count above can fail."""
-    shell = project.path / "tests/harness/shell.py"
-    replace(shell, "    kept = _kept()  #", "    return\n    kept = _kept()  #")
-    with counting() as (port, came):
-        shell_of_others = {n: v for n, v in hostile(port).items() if not n.startswith("PG")}
-        test = "tests/workflow/test_full_workflow.py"
-        project.tool("pytest", "--no-cov", test, env=shell_of_others, status=None)
-        assert came
-
-
-# Besides those that belong to a parameter of a connection.
-LIBPQ = {"PGSERVICEFILE", "PGSYSCONFDIR", "PGLOCALEDIR", "PGTZ", "PGDATESTYLE", "PGGEQO", "PGDATA"}
-
-
-def test_no_variable_of_libpq_reaches_an_embedded_server(service: Small) -> None:
-    """Whatever connects to it does so without them: psql and the seeder, too."""
-    code = "import psycopg.pq; [print(o.envvar) for o in psycopg.pq.Conninfo.get_defaults()]"
-    known = re.findall("b'(PG.+)'", service.run(service.python, "-c", code).output)
-    assert {"PGHOST", "PGSSLMODE", "PGREQUIREAUTH", "PGCONNECT_TIMEOUT"} <= {*known}
-    service.edit_seeder()
-    variables: dict[str, Any] = dict.fromkeys({*known, *LIBPQ}, "nonsense")
-    passed(service.outcome("tests/test_small.py", **variables))
-
-
-def test_variables_of_libpq_work_with_a_server_of_ones_own(service: Small) -> None:
-    """The password comes from where the user put it."""
-    with postgres.packaged(service) as binaries, postgres.running(binaries) as server:
-        server.sql("CREATE ROLE locked LOGIN CREATEDB PASSWORD 'correct horse'")
-        url = server.url("locked")
-        assert "no password" in service.red("tests/test_small.py", TEST_DATABASE_URL=url)
-        passed(
-            service.outcome(
-                "tests/test_small.py", TEST_DATABASE_URL=url, PGPASSWORD="correct horse"
-            )
-        )
-        refused = service.red(
-            "tests/test_small.py",
-            TEST_DATABASE_URL=url,
-            PGPASSWORD="correct horse",
-            PGSSLMODE="require",
-        )
-        assert "server does not support SSL" in refused
-
-
-def test_psql_is_not_misled(service: Small) -> None:
-    passed(service.outcome("tests/test_small.py"))
-    command = [str(service.python), "-m", "tests.harness", "psql", "--", "-Atc", "SELECT 41 + 1"]
-    done = service.run(*command, env={**hostile(1), "PSQLRC": "/dev/null"})
-    assert "42" in done.output.splitlines()
