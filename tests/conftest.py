@@ -44,7 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         const="",
         metavar="COMMIT",
         help="run the suites that concern what differs from COMMIT: from the last one, or, where "
-        "nothing does, from the one before; each on one variant, without the slow tests",
+        "nothing does, from the one before; each on one variant, without long and slow tests",
     )
 
 
@@ -95,15 +95,18 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of tests that differ in the variant alone, keep one."""
+    """Leave out long tests, and of those that differ in the variant alone keep one."""
     if SUITES not in config.stash:
         return
     tests = [(item.nodeid.partition("[")[0], parameters(item)) for item in items]
-    kept = list(first_of_each(tests, {**VARIANTS, **COMBINATIONS}))
-    config.hook.pytest_deselected(
-        items=[i for i, keep in zip(items, kept, strict=True) if not keep]
-    )
-    items[:] = [item for item, keep in zip(items, kept, strict=True) if keep]
+    firsts = first_of_each(tests, {**VARIANTS, **COMBINATIONS})
+    left_out = {
+        item
+        for item, first in zip(items, firsts, strict=True)
+        if not first or item.get_closest_marker("long")
+    }
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
 
 
 def parameters(item: pytest.Item) -> dict[str, object]:
