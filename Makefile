@@ -20,13 +20,14 @@ make service DEST=../my-service    a new service with the default answers, and i
 make test                          the template's own tests (ARGS="-x -k update" goes to pytest)
 make test-faults                   those that take minutes: kill sweeps, many seeds, each combination
 make bench                         what a test costs, beside the usual patterns, and with large tables
+make recordings                    what README shows: the pictures of terminals, made of what really runs
 make check                         formatter, linters and type checker over the template's own files
 make format                        format and fix them, and hash the harness's files anew
 make release VERSION=1.0.0         check that a release is ready, and tag it
 make notes VERSION=1.0.0           what CHANGELOG.md says of it
 endef
 
-.PHONY: help service test test-faults bench check format release notes uv
+.PHONY: help service test test-faults bench recordings check format release notes uv
 help:
 	$(info $(HELP))
 	@:
@@ -54,6 +55,9 @@ test: $(UV)
 
 test-faults: $(UV)
 	@$(WITH_SED) $(UV) run pytest -n auto --dist worksteal -m slow $(ARGS)
+
+recordings: $(UV)
+	@$(WITH_SED) $(UV) run python -m tests.repository.recordings
 
 bench: $(UV)
 	@$(WITH_SED) $(UV) run python -m benchmarks.isolation $(ARGS)

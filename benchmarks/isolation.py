@@ -23,6 +23,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from benchmarks.published import CHART, DOCUMENT, Table, chart, written
 from tests.support.command import run
 from tests.support.embedded import remove_clusters, servers
 from tests.support.environment import hermetic_environment
@@ -44,6 +45,9 @@ USUAL = {
     "clone": "pattern: a clone for each test",
 }
 BASE = "session"
+TITLE = f"What one more test costs, with {OURS[BASE]} as 1"
+
+Costs = dict[str, list[float]]
 
 PATTERNS_INI = """\
 [pytest]
@@ -92,23 +96,43 @@ class Contender:
         return (many - one) / (tests - 1) * 1000
 
 
-def main() -> None:
-    """Print tables: of a test, of a long run, of two workers, of a start, of large tables."""
+def parsed(words: Sequence[str]) -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(prog="make bench", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--tests", type=int, default=200, help="tests of a long run (200)")
+    parser.add_argument("--tests", type=int, default=200, help="tests of a run (200)")
     parser.add_argument("--rounds", type=int, default=5, help="turns that each takes (5)")
-    options = parser.parse_args()
-    if options.tests < 2 or options.rounds < 1:
-        parser.error("a cost needs at least two tests and one round")
+    parser.add_argument("--long", type=int, default=5000, help="tests of a long run (5000)")
+    parser.add_argument(
+        "--publish", action="store_true", help="write the chart and the tables that docs/ shows"
+    )
+    options = parser.parse_args(words)
+    if options.tests < 2 or options.rounds < 1 or options.long < 1000:
+        parser.error("a cost needs at least two tests and one round, and a long run 1000 tests")
+    return options
+
+
+def main() -> None:
+    """Print tables: of a test, of two workers, of a long run, of a start, of large tables."""
+    options = parsed(sys.argv[1:])
+    tables: list[Table] = []
     with service() as project:
         ours = [contender(project, name, label) for name, label in OURS.items()]
         with servers(project) as running:  # kept running for all of them
             usual = [pattern(project, name, running.urls["DATABASE_URL"]) for name in USUAL]
-            per_test(ours + usual, options.tests, options.rounds)
-            two_workers(ours, 2 * options.tests, options.rounds)
-        long_run(project, options.rounds)
-        start(project, ours, options.rounds)
-        sizes(project, options.rounds)
+            costs = per_test(ours + usual, options.tests, options.rounds)
+            ((server,),) = running.sql("SELECT split_part(version(), ' ', 2)")
+            tables += [shown(table_of(costs, options.tests))]
+            tables += [shown(two_workers(ours, 2 * options.tests, options.rounds))]
+        tables += [shown(long_run(project, options.long, options.rounds))]
+        tables += [shown(start(project, ours, options.rounds))]
+        tables += [shown(sizes(project, options.rounds))]
+        python = project.run(project.python, "--version").output.strip()
+    made = f"Made by make bench: {python}, PostgreSQL {server}, {options.rounds} rounds"
+    print(made)
+    if options.publish:
+        DOCUMENT.write_text(written(DOCUMENT.read_text(), tables, made))
+        bars = [(label, ratio, label in OURS.values()) for label, ratio in ratios(costs).items()]
+        CHART.write_text(chart(TITLE, bars, made))
 
 
 @contextmanager
@@ -136,6 +160,12 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def shown(table: Table) -> Table:
+    """The table, once it is printed."""
+    print(f"\n{table.text()}", flush=True)
+    return table
+
+
 def pytest_of(project: Project, *arguments: str) -> list[str | Path]:
     """A command that runs pytest quietly, without plugins that not all contenders would load."""
     without = ("randomly", "cacheprovider", "langsmith_plugin", "valkey")
@@ -161,26 +191,41 @@ def pattern(project: Project, name: str, url: str) -> Contender:
     return Contender(name, USUAL[name], command, folder, env)
 
 
-def per_test(contenders: Sequence[Contender], tests: int, rounds: int) -> None:
-    """What one more test costs."""
+def per_test(contenders: Sequence[Contender], tests: int, rounds: int) -> Costs:
+    """What one more test costs, in milliseconds: of each round, by the contender's label."""
     for each in contenders:
         each.seconds(1)  # byte code, the golden database
-    costs: dict[str, list[float]] = {each.name: [] for each in contenders}
+    costs: Costs = {each.label: [] for each in contenders}
     for number in range(rounds):
         say(f"what a test costs: round {number + 1} of {rounds}")
         for each in contenders:
-            costs[each.name].append(each.milliseconds(tests))
-    base = statistics.median(costs[BASE])
-    print(f"\nOne more test, of {tests} ({rounds} rounds):\n")
-    for each in contenders:
-        median = statistics.median(costs[each.name])
-        spread = f"{min(costs[each.name]):.2f}..{max(costs[each.name]):.2f}"
-        print(f"  {each.label:40s} {median:6.2f} ms  ({spread})  {median / base:5.2f} x {BASE}")
+            costs[each.label].append(each.milliseconds(tests))
+    return costs
 
 
-def two_workers(contenders: Sequence[Contender], tests: int, rounds: int) -> None:
+def ratios(costs: Costs) -> dict[str, float]:
+    """The medians, with that of BASE as 1."""
+    base = statistics.median(costs[OURS[BASE]])
+    return {label: statistics.median(each) / base for label, each in costs.items()}
+
+
+def table_of(costs: Costs, tests: int) -> Table:
+    """What one more test costs."""
+    rows = [
+        [label, f"{statistics.median(each):.2f} ms", spread(each), f"{ratio:.2f}"]
+        for (label, each), ratio in zip(costs.items(), ratios(costs).values(), strict=True)
+    ]
+    return Table(f"One more test, of {tests}", ["", "median", "from, to", "ratio"], rows)
+
+
+def spread(costs: Sequence[float]) -> str:
+    """The least and the most."""
+    return f"{min(costs):.2f}, {max(costs):.2f}"
+
+
+def two_workers(contenders: Sequence[Contender], tests: int, rounds: int) -> Table:
     """How much faster the same tests are with `-n 2`."""
-    print(f"\nOne more test, of {tests}, with one worker and with two:\n")
+    rows = []
     for each in contenders:
         if each.name == "unit":
             continue
@@ -190,10 +235,12 @@ def two_workers(contenders: Sequence[Contender], tests: int, rounds: int) -> Non
         ]
         one, two = (statistics.median(costs) for costs in zip(*pairs, strict=True))
         ratio = statistics.median(one / two for one, two in pairs)
-        print(f"  {each.label:40s} {one:6.2f} ms  {two:6.2f} ms  {ratio:5.2f} x as fast")
+        rows.append([each.label, f"{one:.2f} ms", f"{two:.2f} ms", f"{ratio:.2f}"])
+    heads = ["", "one worker", "two workers", "times as fast"]
+    return Table(f"One more test, of {tests}, with one worker and with two", heads, rows)
 
 
-def start(project: Project, ours: Sequence[Contender], rounds: int) -> None:
+def start(project: Project, ours: Sequence[Contender], rounds: int) -> Table:
     """What a run costs beyond that of pytest itself: the process that runs one test."""
     bare_folder = project.path.with_name("bare")
     bare_folder.mkdir()
@@ -231,30 +278,32 @@ def start(project: Project, ours: Sequence[Contender], rounds: int) -> None:
         for label, once in runs.items():
             times[label].append(once())
     base = statistics.median(times["pytest alone"])
-    print("\nA whole run of one test:\n")
-    for label, seconds in times.items():
-        median = statistics.median(seconds)
-        spread = f"{min(seconds):.2f}..{max(seconds):.2f}"
-        print(f"  {label:48s} {median:6.2f} s   ({spread})  {median - base:+5.2f} s")
+    rows = [
+        [
+            label,
+            f"{statistics.median(each):.2f} s",
+            spread(each),
+            f"{statistics.median(each) - base:+.2f} s",
+        ]
+        for label, each in times.items()
+    ]
+    return Table("A whole run of one test", ["", "median", "from, to", "beyond pytest"], rows)
 
 
-LONG = 5000
-
-
-def long_run(project: Project, rounds: int) -> None:
+def long_run(project: Project, tests: int, rounds: int) -> Table:
     """Whether tests become slower: the last of many beside the first.
 
     Of each, those that nothing else on the machine delayed: the quickest tenth.
     """
     test = contender(project, "long_run", "a long run")
-    ratios = []
+    found = []
     for number in range(rounds):
-        say(f"{LONG} tests: round {number + 1} of {rounds}")
-        took = test.intervals(LONG)
+        say(f"{tests} tests: round {number + 1} of {rounds}")
+        took = test.intervals(tests)
         first, last = (statistics.quantiles(some, n=10)[0] for some in (took[50:550], took[-500:]))
-        ratios.append(last / first)
-    median = statistics.median(ratios)
-    print(f"\nOf {LONG} tests, the last 500 take {median:.2f} x as long as the 500 after the 50th.")
+        found.append(last / first)
+    rows = [["the last 500, beside the 500 after the 50th", f"{statistics.median(found):.2f}"]]
+    return Table(f"Whether tests become slower, of {tests}", ["", "ratio"], rows)
 
 
 # At the end of the seeder. Rows of some 100 bytes.
@@ -277,18 +326,17 @@ ROWS = {"rows_10": 10, "rows_1000": 1000, "rows_100000": 100_000, "rows_1000000"
 DOES = {"reads": "reads a row", "adds": "adds a row", "changes": "changes a row"}
 
 
-def sizes(project: Project, rounds: int) -> None:
+def sizes(project: Project, rounds: int) -> Table:
     """What putting back costs, by the size of a table and by the number of tables."""
     shutil.copy(HERE / "size_tests.py", project.path / "tests" / "test_sizes.py")
     seeder = project.package / "seed_database.py"
     without = seeder.read_text()
-    print("\nOne more test that does something to one table, with db_session:\n")
-    print(f"  {'':40s}" + "".join(f"{does:>20s}" for does in DOES.values()))
+    rows = []
     for count, tables in ((1, ROWS), (20, {"rows_10": 10}), (500, {"rows_10": 10})):
         others = {f"other_{number}": 10 for number in range(count - 1)}
         seeder.write_text(without + TABLES.format(sizes=tables | others))
-        for table, rows in tables.items():
-            what = f"{rows:,} rows" + (f", of {count} tables" if count > 1 else "")
+        for table, size in tables.items():
+            what = f"{size:,} rows" + (f", of {count} tables" if count > 1 else "")
             say(f"putting back: {what}")
             figures = []
             for does in DOES:
@@ -296,9 +344,11 @@ def sizes(project: Project, rounds: int) -> None:
                 only = pytest_of(project, "--no-cov", f"tests/test_sizes.py::test_{does}")
                 test = Contender(does, what, only, project.path, env)
                 costs = [second for _ in range(rounds) for second in test.intervals(60)[10:]]
-                figures.append(f"{statistics.median(costs) * 1000:17.2f} ms")
-            print(f"  {what:40s}{''.join(figures)}")
+                figures.append(f"{statistics.median(costs) * 1000:.2f} ms")
+            rows.append([what, *figures])
     seeder.write_text(without)
+    title = "One more test that does something to one table, with db_session"
+    return Table(title, ["its table has", *DOES.values()], rows)
 
 
 if __name__ == "__main__":
