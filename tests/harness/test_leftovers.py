@@ -50,6 +50,7 @@ def folders(tmp_path: Path) -> dict[str, str | None]:
     return {variable: str(tmp_path / name) for variable, name in names.items()}
 
 
+@pytest.mark.long
 def test_nothing_runs_or_lies_about_afterwards(
     project: Project, folders: dict[str, str | None]
 ) -> None:
