@@ -42,10 +42,11 @@ case "${words[0]:-help}" in
     set -m  # a process group of its own, as a shell gives it
     log=$(mktemp)
     "$make" -s "$@" > "$log" 2>&1 &
-    until grep -q '^data ' "$log" || ! kill -0 $!; do sleep 0.1; done
-    kill -INT -- -$!  # Ctrl-C, if it still runs
+    until grep -q '^data ' "$log" || ! kill -0 $! 2> "$log.gone"; do sleep 0.1; done
+    kill -INT -- -$! || true  # Ctrl-C
     wait $! || true
     cat "$log"
+    grep -q '^data ' "$log"
     ;;
   # What these do takes minutes, or a release that is ready.
   check | format | recordings | release) "$make" -n "$@" ;;
@@ -72,7 +73,8 @@ COMMANDS = {
     # Asks nothing: it has nobody to ask.
     "uvx": """\
 [ "${words[0]}" = copier ] || { echo "no test knows how to run: uvx $*" >&2; exit 1; }
-exec "$own" -m copier "${words[1]}" --defaults "${@:3}"
+case "${words[1]:-}" in copy | update) more=--defaults ;; *) more= ;; esac
+exec "$own" -m copier "${words[1]}" $more "${@:3}"
 """,
     # As it would, in an environment that is there.
     "uv": """\
@@ -137,23 +139,20 @@ class Reader:
     mark: str = field(default_factory=new_mark)
 
     def __post_init__(self) -> None:
-        self.bin = self.folder / "bin"
-        self.bin.mkdir(parents=True)
+        self.bin, inner = self.folder / "bin", self.folder / "inner"
+        self.path = f"{inner}:{os.environ['PATH']}"
+        """Where what the commands start finds programs: uv is the reader's there, too."""
         real = {name: shutil.which(name) or "" for name in ("make", "git")}
         real |= {"uv": os.environ["UV"], "own": sys.executable, "services": str(self.python)}
+        found = "".join(f"{name}={shlex.quote(where)}\n" for name, where in real.items())
+        found += f"PATH={shlex.quote(self.path)}\n"
         for name, script in COMMANDS.items():
-            path = self.bin / name
-            path.write_text(
-                "#!/bin/bash\nset -euo pipefail\n"
-                + "".join(f"{tool}={shlex.quote(where)}\n" for tool, where in real.items())
-                + f"PATH={shlex.quote(self.path)}\n{WORDS}{script}"
-            )
-            path.chmod(0o755)
-
-    @property
-    def path(self) -> str:
-        """Where what the commands start finds programs."""
-        return f"{self.bin}:{os.environ['PATH']}"
+            for folder in (self.bin, inner) if name == "uv" else (self.bin,):
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_text(
+                    f"#!/bin/bash\nset -euo pipefail\n{found}{WORDS}{script}"
+                )
+                (folder / name).chmod(0o755)
 
     def place(self, name: str) -> Path:
         """A folder in which commands are run, made when it is first asked for."""

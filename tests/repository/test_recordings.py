@@ -61,7 +61,7 @@ def shown_lines(lines: list[str], figures: str = "") -> list[str]:
     if figures:  # none of three is skipped
         text = re.sub(r", \d+ skipped", "", text)
         text = re.sub(r"[\d.]+", figures, text)
-    return re.sub(" +", " ", text).splitlines()
+    return re.sub(r"(?<=\[) +| +(?= )", "", text).splitlines()
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("docs/**/*.svg")), ids=lambda path: path.name)

@@ -81,11 +81,16 @@ def test_unknown_command_fails(command: str, reader: Reader) -> None:
 
 
 @pytest.mark.parametrize(
-    "command",
-    ["make test ARGS=--frobnicate", "make bench ARGS=--frobnicate", "uvx copier frobnicate"],
+    ("command", "said"),
+    {
+        "make test ARGS=--frobnicate": "unrecognized arguments: --frobnicate",
+        "make bench ARGS=--frobnicate": "unrecognized arguments: --frobnicate",
+        "make test ARGS=tests/nowhere.py": "file or directory not found: tests/nowhere.py",
+        "uvx copier frobnicate": "Unknown sub-command 'frobnicate'",
+    }.items(),
 )
-def test_unknown_option_fails(command: str, reader: Reader) -> None:
-    with pytest.raises(AssertionError, match="frobnicate"):
+def test_unknown_option_fails(command: str, said: str, reader: Reader) -> None:
+    with pytest.raises(AssertionError, match=re.escape(said)):
         reader.follow(Block("shell", f"{command}\n"))
 
 
@@ -105,7 +110,7 @@ from app.models import Customer
 
 
 # How many tests each document shows.
-EXAMPLES = {"README.md": 2, "docs/testing.md": 3}
+EXAMPLES = {"README.md": 2, "docs/testing.md": 2}
 
 
 def test_examples_pass(project: Project) -> None:
