@@ -28,6 +28,14 @@ from tests.support.template import ROOT
 # The template's address in documents.
 ADDRESS = "gh:OWNER/copier-async-service"
 
+# What is to be written: into a new file, or beside a text that is there.
+STEP = re.compile(
+    r"(?:New, `(?P<new>[^`]+)`"
+    r"|`(?P<file>[^`]+)`, (?P<side>above|below) (?P<tick>`+)(?P<text>.+?)(?P=tick))"
+    r"\n\n```\w+\n(?P<block>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+
 FENCE = re.compile(r"^\s*(?:```|~~~)", re.MULTILINE)
 BLOCK = re.compile(
     r"^(?:<!-- (?P<place>in a \w+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$",

@@ -18,7 +18,7 @@ from tests.service.test_pythons import PYTHONS
 from tests.support.command import run
 from tests.support.template import ROOT
 
-CONCERNS = [".ci/run", ".github/*", "renovate.json", "Makefile", "README.md", "*pyproject.toml*"]
+CONCERNS = [".ci/run", ".github/*", "renovate.json", "Makefile", "*.md", "*pyproject.toml*"]
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 FORM = ".github/ISSUE_TEMPLATE/fault.yml"
@@ -106,5 +106,5 @@ def test_postgres_is_tried_from_the_oldest_to_that_of_compose() -> None:
     compose = (ROOT / "template" / "compose.yaml.jinja").read_text()
     (newest,) = re.findall(r"pgvector:pg(\d+)", compose)
     assert versions == list(range(int(oldest), int(newest) + 1))
-    readme = (ROOT / "README.md").read_text()
-    assert set(re.findall(r"Postgres (\d+) (?:and|or) newer", readme)) == {oldest}
+    operations = (ROOT / "docs" / "operations.md").read_text()
+    assert set(re.findall(r"Postgres (\d+) (?:and|or) newer", operations)) == {oldest}

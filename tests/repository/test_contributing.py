@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.repository.reader import STEP
 from tests.support.command import run
 from tests.support.project import Project, render
 from tests.support.releases import commit
@@ -26,14 +27,6 @@ CONCERNS = [
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text()
 QUESTION, RELEASE = "To add a question", "To make a release"
 VERSION = "77.0.0"
-
-# What is to be written: into a new file, or beside a text that is there.
-STEP = re.compile(
-    r"(?:New, `(?P<new>[^`]+)`"
-    r"|`(?P<file>[^`]+)`, (?P<side>above|below) (?P<tick>`+)(?P<text>.+?)(?P=tick))"
-    r"\n\n```\w+\n(?P<block>.*?)^```$",
-    re.MULTILINE | re.DOTALL,
-)
 
 
 def section(title: str) -> str:

@@ -22,6 +22,8 @@ from tests.support.project import Project, counted
 from tests.support.template import ROOT
 from tests.variants import DEFAULTS
 
+CONCERNS = ["docs/images/*", "benchmarks/*", "template/tests/harness/plugin.py", "Makefile"]
+
 
 @pytest.fixture
 def reader(tmp_path: Path, template: Path, python: Path) -> Iterator[Reader]:

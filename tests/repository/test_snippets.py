@@ -14,10 +14,12 @@ import pytest
 
 from tests.adoption.guide import GUIDE
 from tests.conftest import Render
-from tests.repository.reader import Block, Reader, blocks, commands, reading
+from tests.repository.reader import STEP, Block, Reader, blocks, commands, reading
 from tests.support.machine import linux_only
 from tests.support.project import Project
 from tests.support.template import ROOT
+
+CONCERNS = ["*.md"]
 
 NAMES = ["README.md", "CONTRIBUTING.md", "SECURITY.md"]
 DOCUMENTS = [
@@ -33,9 +35,9 @@ PASSING = [(r"password \S+", "password …"), (r":[^:@/ ]+@", ":…@"), (r"(?<=:
 
 @pytest.fixture(params=DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def document(request: pytest.FixtureRequest) -> str:
-    """The text of each of them, in turn."""
+    """The text of each, without what is to be written: for that see test_contributing.py."""
     path: Path = request.param
-    return path.read_text()
+    return STEP.sub("", path.read_text())
 
 
 @pytest.fixture
