@@ -35,8 +35,12 @@ PASSING = [(r"password \S+", "password …"), (r":[^:@/ ]+@", ":…@"), (r"(?<=:
 
 @pytest.fixture(params=DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def document(request: pytest.FixtureRequest) -> str:
-    """The text of each, without what is to be written: for that see test_contributing.py."""
-    path: Path = request.param
+    """The text of each of them, in turn."""
+    return read(request.param)
+
+
+def read(path: Path) -> str:
+    """A document without what is to be written into files: for that see test_contributing.py."""
     return STEP.sub("", path.read_text())
 
 
@@ -119,7 +123,7 @@ def test_examples_pass(project: Project) -> None:
     """The tests that documents show, with the imports that a reader adds."""
     files = []
     for number, path in enumerate(DOCUMENTS):
-        examples = [block.text for block in blocks(path.read_text()) if block.language == "python"]
+        examples = [block.text for block in blocks(read(path)) if block.language == "python"]
         assert all("def test_" in text for text in examples), f"{path}: no test knows what to do"
         if examples:
             files.append(f"tests/test_document_{number}.py")
