@@ -44,6 +44,7 @@ def test_suite_is_green(name: str, rendered: Render, tmp_path: Path) -> None:
     assert "Required test coverage" not in run.output, "a gate would fail runs of one file"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", RUNS)
 def test_second_run_reuses_the_golden_database(name: str, warm: Project) -> None:
     options, passed = RUNS[name]
