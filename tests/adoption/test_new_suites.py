@@ -48,7 +48,10 @@ SERVICES = [
 ]
 
 
-@pytest.fixture(params=SERVICES, ids=lambda service: service.name)
+@pytest.fixture(
+    params=[pytest.param(SERVICES[0], marks=pytest.mark.slow), SERVICES[1]],
+    ids=lambda service: service.name,
+)
 def adopted(
     request: pytest.FixtureRequest, versions: Path, tmp_path: Path, python: Path
 ) -> Iterator[tuple[Service, Project]]:

@@ -17,7 +17,7 @@ from tests.support import postgres
 from tests.support.postgres import Server
 from tests.support.project import Project
 from tests.support.small import Small
-from tests.variants import VARIANTS
+from tests.variants import ONE_FILE, VARIANTS
 
 CONCERNS = ["*/harness/servers/guard.py", "*/harness/servers/urls.py"]
 
@@ -40,8 +40,8 @@ def test_suite_is_green_and_touches_nothing_foreign(rendered: Render) -> None:
     with running(project, pgvector=True) as server:
         before = server.catalogs()
         env = {"TEST_DATABASE_URL": server.url("runner", scheme="postgres")}
-        only = ("--no-cov", "-m", "integration")
-        first = project.pytest(*only, env=env, passed=variant.integration)
+        files, passed = ONE_FILE
+        first = project.pytest("--no-cov", *files, env=env, passed=passed)
         golden, story = first.golden()
         assert "built" in story
         assert re.search(f"after a test: rows are put back; {CLONE}$", first.output, re.M)

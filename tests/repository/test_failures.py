@@ -35,7 +35,11 @@ def test_fails(template, tmp_path):
 LATER = "def test_later(tmp_path): ..."
 
 
-@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "two workers"])
+@pytest.mark.parametrize(
+    "workers",
+    [pytest.param([], marks=pytest.mark.slow), ["-n", "2"]],
+    ids=["alone", "two workers"],
+)
 def test_what_a_failure_shows_can_be_repeated(workers: list[str], tmp_path: Path) -> None:
     env = {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT), "CI": "true", "HELD": "by the user"}
     options = ["-m", "pytest", "-p", "no:cacheprovider", "-p", "no:schemathesis"]

@@ -23,6 +23,7 @@ from tests.support.template import ROOT
 from tests.variants import DEFAULTS
 
 CONCERNS = ["docs/images/*", "benchmarks/*", "template/tests/harness/plugin.py", "Makefile"]
+AGAIN = "it is another one now: make recordings"
 
 
 @pytest.fixture
@@ -38,16 +39,18 @@ def test_recording_of_make_service(reader: Reader) -> None:
     How many tests pass in the whole suite is what test_own_suite.py counts.
     """
     there = text_of(SERVICE.read_text())
-    assert counted("\n".join(there)) == {"passed": DEFAULTS.passed, "skipped": DEFAULTS.skipped}
+    assert counted("\n".join(there)) == {"passed": DEFAULTS.passed, "skipped": DEFAULTS.skipped}, (
+        AGAIN
+    )
     clone = reader.place("in a clone")
     now = record_service(clone, {"PATH": reader.path}, " ".join(SHOWN_TESTS))
-    assert shown(now, figures="0") == shown_lines(there, figures="0")
+    assert shown(now, figures="0") == shown_lines(there, figures="0"), AGAIN
 
 
 def test_recording_of_a_test_that_fails(reader: Reader, project: Project) -> None:
     """All that it shows, but for how long it took."""
     now = record_failure(project.path, {"PATH": reader.path})
-    assert shown(now) == shown_lines(text_of(FAILURE.read_text()))
+    assert shown(now) == shown_lines(text_of(FAILURE.read_text())), AGAIN
 
 
 def shown(text: str, figures: str = "") -> list[str]:

@@ -24,7 +24,7 @@ CONCERNS = [
 COVERED = ("defaults", "all off")
 
 # Options of a second run, and how many tests it passes. At random, by two workers: see
-# test_leftovers.py; integration tests alone: see test_external_server.py.
+# test_leftovers.py.
 SHORT = VARIANTS["no assistant"]
 RUNS = {
     "in order": (["-p", "no:randomly"], SHORT.passed),
@@ -32,7 +32,13 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+# Of features that are left out alone, which the variant with none shows as well.
+SLOW = ("no pgvector", "no assistant")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in VARIANTS]
+)
 def test_suite_is_green(name: str, rendered: Render, tmp_path: Path) -> None:
     """In an environment that holds what the variant itself depends on, and nothing else."""
     variant = VARIANTS[name]

@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,11 @@ def scaffold(fresh: Rendered, tmp_path: Path, python: Path) -> Iterator[Scaffold
     remove_clusters(tmp_path)
 
 
+def asked(project: Project, answers: Mapping[str, Any]) -> dict[str, Any]:
+    """Those answers for which the project's version asked: a later question has its default."""
+    return {name: answer for name, answer in answers.items() if name in project.answers}
+
+
 def starting_points(repository: Path) -> list[str]:
     """The releases so far; before the first, the working tree."""
     return tag_releases(repository) or [PRESENT]
@@ -116,9 +121,9 @@ def test_untouched_project_becomes_a_fresh_one(
     variant: str, scaffold: Scaffold, fresh: Rendered, versions: Path
 ) -> None:
     answers = VARIANTS[variant]
-    expected = files(fresh(FUTURE, **answers))
     for start in dict.fromkeys([*starting_points(versions), PRESENT]):
         project = scaffold(start, **answers)
+        expected = files(fresh(FUTURE, **asked(project, answers)))
         before = files(project.path)
         update(project)
         now = files(project.path)
@@ -272,9 +277,9 @@ def test_code_of_an_untouched_project_becomes_that_of_a_fresh_one(
 ) -> None:
     """Also where the rest was updated several times before: the merge begins where the code is."""
     answers = VARIANTS[variant]
-    expected = files(fresh(FUTURE, **answers))
     for start in dict.fromkeys([*starting_points(versions), PRESENT]):
         project = scaffold(start, **answers)
+        expected = files(fresh(FUTURE, **asked(project, answers)))
         fresh_names = files(project.path)
         if start != PRESENT:
             update(project, to=PRESENT)
@@ -301,7 +306,7 @@ def test_code_that_has_lived_is_merged(
     start = starting_points(versions)[0]
     project = scaffold(start, **answers)
     package = project.package.name
-    old, new = files(fresh(start, **answers)), files(fresh(PRESENT, **answers))
+    old, new = (files(fresh(v, **asked(project, answers))) for v in (start, PRESENT))
     for name in files(project.path):  # at the beginning, where the template changes little
         if is_users(name) and name.endswith(".py") and (project.path / name).stat().st_size:
             path = project.path / name
