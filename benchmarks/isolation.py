@@ -126,10 +126,15 @@ def main() -> None:
         tables += [shown(long_run(project, options.long, options.rounds))]
         tables += [shown(start(project, ours, options.rounds))]
         tables += [shown(sizes(project, options.rounds))]
-        python = project.run(project.python, "--version").output.strip()
+        with redirect_stdout(sys.stderr):
+            python = project.run(project.python, "--version").output.strip()
     made = f"Made by make bench: {python}, PostgreSQL {server}, {options.rounds} rounds"
     print(made)
     if options.publish:
+        if min(statistics.median(each) for each in costs.values()) <= 0:
+            raise SystemExit(
+                "A test can't cost less than nothing: more tests, or a quieter machine."
+            )
         DOCUMENT.write_text(written(DOCUMENT.read_text(), tables, made))
         bars = [(label, ratio, label in OURS.values()) for label, ratio in ratios(costs).items()]
         CHART.write_text(chart(TITLE, bars, made))
@@ -262,7 +267,8 @@ def start(project: Project, ours: Sequence[Contender], rounds: int) -> Table:
     unit, session = (next(o for o in ours if o.name == name) for name in ("unit", "session"))
 
     def cold() -> float:
-        project.tool("tests.harness", "clean")
+        with redirect_stdout(sys.stderr):
+            project.tool("tests.harness", "clean")
         return session.seconds(1)
 
     runs: dict[str, Callable[[], float]] = {

@@ -30,22 +30,27 @@ def reader(tmp_path: Path, template: Path, python: Path) -> Iterator[Reader]:
         yield reader
 
 
+AGAIN = "it is another one now: make recordings"
+
+
 def test_recording_of_make_service(reader: Reader) -> None:
     """All that it shows, but for the numbers, from a run of the three tests that it names.
 
     How many tests pass in the whole suite is what test_own_suite.py counts.
     """
     there = text_of(SERVICE.read_text())
-    assert counted("\n".join(there)) == {"passed": DEFAULTS.passed, "skipped": DEFAULTS.skipped}
+    assert counted("\n".join(there)) == {"passed": DEFAULTS.passed, "skipped": DEFAULTS.skipped}, (
+        AGAIN
+    )
     clone = reader.place("in a clone")
     now = record_service(clone, {"PATH": reader.path}, " ".join(SHOWN_TESTS))
-    assert shown(now, figures="0") == shown_lines(there, figures="0")
+    assert shown(now, figures="0") == shown_lines(there, figures="0"), AGAIN
 
 
 def test_recording_of_a_test_that_fails(reader: Reader, project: Project) -> None:
     """All that it shows, but for how long it took."""
     now = record_failure(project.path, {"PATH": reader.path})
-    assert shown(now) == shown_lines(text_of(FAILURE.read_text()))
+    assert shown(now) == shown_lines(text_of(FAILURE.read_text())), AGAIN
 
 
 def shown(text: str, figures: str = "") -> list[str]:
