@@ -33,9 +33,6 @@ def reader(tmp_path: Path, template: Path, python: Path) -> Iterator[Reader]:
         yield reader
 
 
-AGAIN = "it is another one now: make recordings"
-
-
 def test_recording_of_make_service(reader: Reader) -> None:
     """All that it shows, but for the numbers, from a run of the three tests that it names.
 
