@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tests.support.project import Project
 
 CONCERNS = [
@@ -21,6 +23,32 @@ async def test_fails(db_session):
     await db_session.execute(text("CREATE TABLE evidence AS SELECT 42 AS answer"))
     await db_session.commit()
     raise AssertionError
+"""
+
+# Asks while a fixture wider than the test holds a database of its own.
+ASKS = """\
+import os
+import subprocess
+import sys
+
+import psycopg
+import pytest
+
+
+@pytest.fixture(scope="module")
+def table(enterprise_database_setup):
+    url = os.environ["DATABASE_URL"].replace("+asyncpg", "")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE wide (i int)")
+
+
+@pytest.mark.own_database
+def test_asks(table):
+    shell = {**os.environ, "PYTHONPATH": ""}  # beside the run: it may look at all servers
+    command = [sys.executable, "-m", "tests.harness", "status"]
+    done = subprocess.run(command, env=shell, capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0
 """
 
 
@@ -43,6 +71,17 @@ def test_from_nothing_to_nothing(lean: Project) -> None:
     assert "removed" in harness(lean, "clean")
     assert "no embedded server yet" in harness(lean, "status")
     assert "nothing to clean" in harness(lean, "clean")
+
+
+def test_status_beside_a_run(lean: Project) -> None:
+    (lean.path / "tests" / "test_asks.py").write_text(ASKS)
+    said = lean.pytest("--no-cov", "-rP", "tests/test_asks.py", passed=1).output
+    for name, kind in (
+        (r"app_g_\w+", "golden, built .* for .*"),
+        (r"app_w_\w+_main", "a worker's"),
+        (r"app_t_\w+_main_\d+", "what a wider fixture stored"),
+    ):
+        assert re.search(rf"^  {name} +{kind}$", said, re.MULTILINE), said
 
 
 def test_psql_opens_a_clone_and_drops_it(lean: Project) -> None:

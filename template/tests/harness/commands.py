@@ -117,16 +117,8 @@ def _describe(home: Path) -> None:
 
 
 def _list_databases(connection: Connection) -> None:
-    kinds = {
-        "g": "golden",
-        "b": "being built",
-        "w": "a worker's",
-        "s": "spare",
-        "d": "to be dropped",
-        "k": "kept",
-    }
     for database in databases.ours(connection):
-        print(f"  {database.name:50s} {kinds[database.kind]}{_built(database)}")
+        print(f"  {database.name:50s} {databases.KINDS[database.kind]}{_built(database)}")
 
 
 def _built(database: Database) -> str:
@@ -157,7 +149,8 @@ def _psql(options: argparse.Namespace) -> int:
         try:
             return open_psql(program, current.conninfo(name), options.psql_arguments)
         finally:
-            databases.drop(connection, [d for d in databases.ours(connection) if d.name == scratch])
+            if scratch is not None:
+                databases.drop_named(connection, scratch)
 
 
 def _clean(_: argparse.Namespace) -> None:

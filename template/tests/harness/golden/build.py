@@ -102,13 +102,11 @@ def discard(connection: Connection, golden: Golden, recipe: Recipe, say: Say) ->
         databases.release_build_lock(connection, wanted.value)
 
 
-def clone(connection: Connection, golden: Golden, name: str) -> None:
-    """Make a database that holds what the golden one holds."""
-    databases.create(connection, name, template=golden.name)
-
-
 def _find(connection: Connection, name: str, wanted: Fingerprint) -> Golden | None:
-    """The published database of a fingerprint, if it is still as it was published."""
+    """The published database of a fingerprint, by its name, its seal and its comment.
+
+    Whether it still holds what was published, its first clone tells.
+    """
     for database in databases.ours(connection):
         if database.name == name and database.sealed and database.valid:
             notes = _notes(database)
@@ -160,9 +158,7 @@ def _why(connection: Connection, name: str, wanted: Fingerprint) -> str:
 
 
 def _discard(connection: Connection, name: str) -> None:
-    for database in databases.ours(connection):
-        if database.name == name:
-            databases.drop(connection, [database])
+    databases.drop_named(connection, name)
     if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
         raise HarnessError(
             f"The tests' server has a database {name} that the harness did not make, or that another "
@@ -211,7 +207,7 @@ def _build(
         databases.disconnect(connection, temporary)
         _publish(connection, temporary, name, json.dumps(notes))
     except BaseException:
-        databases.drop(connection, [d for d in databases.ours(connection) if d.name == temporary])
+        databases.drop_named(connection, temporary)
         raise
     _drop_old(connection, keep=name)
     return Golden(name, held, f"built in {seconds:.1f} s: {why}")

@@ -8,8 +8,8 @@
     app_k_<run>_<worker>_<n>          kept for the user: a test failed on it
     app_t_<run>_<worker>_<n>          what a wider fixture stored, for the tests of its scope
 
-A database is ours when its name matches exactly, our role owns it and it carries `MARK`. Nothing
-else is ever renamed, written or dropped.
+A database is ours when its name matches exactly, our role owns it and it carries `MARK`, or what an
+interrupted DROP DATABASE puts in its place. Nothing else is ever renamed, written or dropped.
 
 Harnesses of several versions may share a server. What one takes for granted about the others' is
 the names, `MARK` and the numbers of the locks: change one, and change all, so that it sees theirs no
@@ -51,9 +51,20 @@ _RUN_LOCK = 0x61707001  # class of the advisory locks: "app" and a number
 _BUILD_LOCK = 0x61707002
 _KEEP_LOCK = 0x61707010  # and what follows
 
+OF_A_WORKER = {
+    "w": "a worker's",
+    "s": "spare",
+    "d": "to be dropped",
+    "k": "kept",
+    "t": "what a wider fixture stored",
+}
+KINDS = {"g": "golden", "b": "being built", **OF_A_WORKER}
+"""The letter after `app_`, and what it stands for."""
+
 _GOLDEN = r"app_g_[0-9a-f]{16}"
 _OF_A_RUN = (
-    r"app_(?:b_[0-9a-f]{16}_([0-9a-f]{8})_[0-9a-f]{8}|[wsdkt]_([0-9a-f]{8})_[a-z0-9]+(?:_[0-9]+)?)"
+    r"app_(?:b_[0-9a-f]{16}_([0-9a-f]{8})_[0-9a-f]{8}"
+    rf"|[{''.join(OF_A_WORKER)}]_([0-9a-f]{{8}})_[a-z0-9]+(?:_[0-9]+)?)"
 )
 
 _PATIENCE = 120.0  # seconds that a statement of the harness's own may take
@@ -105,7 +116,7 @@ class Database:
 
     @property
     def kind(self) -> str:
-        """The letter after `app_`."""
+        """One of `KINDS`."""
         return self.name[4]
 
 
@@ -332,6 +343,15 @@ def drop(connection: Connection, databases: Iterable[Database], timeout: float =
         raise HarnessError("\n".join(problems))
 
 
+def drop_named(connection: Connection, name: str) -> None:
+    """Drop the database of this name, if it is one of ours.
+
+    Raises:
+        HarnessError: see `drop()`.
+    """
+    drop(connection, [d for d in ours(connection) if d.name == name])
+
+
 def let_go(connection: Connection, name: str) -> list[str]:
     """End what keeps a database from being dropped though nobody is connected to it.
 
@@ -486,23 +506,17 @@ def hold_run(connection: Connection, run: str) -> None:
 
 def try_build_lock(connection: Connection, fingerprint: str) -> bool:
     """Take the right to build a golden database; True if it is ours now."""
-    row = connection.execute(
-        "SELECT pg_try_advisory_lock(%s, %s)", (_BUILD_LOCK, _key(fingerprint))
-    ).fetchone()
-    return row == (True,)
+    return _try_lock(connection, _BUILD_LOCK, fingerprint)
 
 
 def try_to_keep(connection: Connection, run: str, number: int) -> bool:
     """Take one of the places for kept databases that the processes of a run share; True if it was free."""
-    row = connection.execute(
-        "SELECT pg_try_advisory_lock(%s, %s)", (_KEEP_LOCK + number, _key(run))
-    ).fetchone()
-    return row == (True,)
+    return _try_lock(connection, _KEEP_LOCK + number, run)
 
 
 def release_build_lock(connection: Connection, fingerprint: str) -> None:
     """Give that right back."""
-    connection.execute("SELECT pg_advisory_unlock(%s, %s)", (_BUILD_LOCK, _key(fingerprint)))
+    _unlock(connection, _BUILD_LOCK, fingerprint)
 
 
 def build_lock_holder(connection: Connection, fingerprint: str) -> str:
@@ -527,10 +541,7 @@ def sweep(connection: Connection, run: str, *, kept: int = 5) -> tuple[list[str]
     keep = [d for d in found if d.kind == "k"][-kept:] if kept else []
     leftovers, problems = [], []
     for dead in {d.run for d in found if d.run}:
-        row = connection.execute(
-            "SELECT pg_try_advisory_lock(%s, %s)", (_RUN_LOCK, _key(dead))
-        ).fetchone()
-        if row != (True,):
+        if not _try_lock(connection, _RUN_LOCK, dead):
             continue  # it lives
         mine = [d for d in found if d.run == dead and d not in keep]
         leftovers += mine
@@ -539,9 +550,18 @@ def sweep(connection: Connection, run: str, *, kept: int = 5) -> tuple[list[str]
         except HarnessError as error:  # of no concern to this run
             problems.append(str(error))
         finally:
-            connection.execute("SELECT pg_advisory_unlock(%s, %s)", (_RUN_LOCK, _key(dead)))
+            _unlock(connection, _RUN_LOCK, dead)
     there = {d.oid for d in ours(connection)} if problems else set()
     return [d.name for d in leftovers if d.oid not in there], problems
+
+
+def _try_lock(connection: Connection, class_: int, name: str) -> bool:
+    row = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (class_, _key(name))).fetchone()
+    return row == (True,)
+
+
+def _unlock(connection: Connection, class_: int, name: str) -> None:
+    connection.execute("SELECT pg_advisory_unlock(%s, %s)", (class_, _key(name)))
 
 
 def _key(name: str) -> int:

@@ -191,7 +191,7 @@ class Clones:
 
     def drop(self, name: str) -> None:
         """Drop a database of this worker's."""
-        self._drop(self._connection, name)
+        databases.drop_named(self._connection, name)
 
     def _in_background(self) -> Connection:
         if self._background_connection is None:
@@ -204,8 +204,4 @@ class Clones:
         return name
 
     def _drop_in_background(self, name: Callable[[], str]) -> None:
-        self._drop(self._in_background(), name())
-
-    @staticmethod
-    def _drop(connection: Connection, name: str) -> None:
-        databases.drop(connection, [d for d in databases.ours(connection) if d.name == name])
+        databases.drop_named(self._in_background(), name())

@@ -146,12 +146,12 @@ class WorkerDatabase:
             databases.create(connection, name, template)
             return
         try:
-            golden.clone(connection, self.golden, name)
+            databases.create(connection, name, self.golden.name)
         except (psycopg.errors.InvalidCatalogName, psycopg.errors.ObjectInUse):
             # Dropped since, by a run with newer sources, or by hand: it comes back. Or entered.
             self.golden = golden.ensure(self._environment, connection, self._recipe, self._say)
             databases.disconnect(connection, self.golden.name)
-            golden.clone(connection, self.golden, name)
+            databases.create(connection, name, self.golden.name)
 
     def _begin(self, fresh: changes.Fresh) -> None:
         self._putback = PutBack(self._connect, fresh, self._levels)
