@@ -90,8 +90,8 @@ def packaged(project: Project) -> Iterator[Path]:
     """The folder of the programs that the embedded server is made of, readable for everybody."""
     code = (
         "import sys; from pathlib import Path; import tests\n"
-        "from tests.harness.servers import postgres as server\n"
-        "print(server.binaries(Path(sys.argv[1])))"
+        "from tests.harness.servers.binaries import binaries\n"
+        "print(binaries(Path(sys.argv[1])))"
     )
     home = Path(tempfile.mkdtemp(prefix="meta-programs-"))
     home.chmod(0o755)

@@ -10,7 +10,8 @@ itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code,
     recipe             what the service says about itself
     servers/           guard: what is refused before anything is touched
                        postgres, valkey: the embedded servers (locks: how processes share them;
-                       loopback: ports, where a socket will not do)
+                       processes: how one is known again, and ended; loopback: ports, where a
+                       socket will not do; urls: their queries, for each driver)
                        psql: opened in a database
     golden/            databases: the names and marks of our databases, and how they go
                        fingerprint: what a golden database depends on (digest: what it holds)

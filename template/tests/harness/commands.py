@@ -187,6 +187,6 @@ def _running_server() -> Iterator[Path]:
     cluster = server.EmbeddedServer(current.home)
     cluster.start()
     try:
-        yield server.binaries(current.home)
+        yield cluster.binaries()
     finally:
         cluster.stop()

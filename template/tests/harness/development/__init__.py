@@ -9,7 +9,7 @@ tests' servers are others; what starts them is the same (`servers/`).
     valkey      the Valkey, likewise
     database    made whole and filled once, then migrated, or left as it is
     service     uvicorn, from its start to its end
-    processes   what a crash left running, and ports
+    stopping    how `make run` ends when it is told to
 
 Nothing here imports the service or its tests, and nothing of the service imports this.
 """

@@ -17,12 +17,11 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from ..environment import spellings
 from ..errors import HarnessError
-from ..files import write
+from ..files import private, write
 from ..layout import ROOT
 from ..servers.locks import FileLock
 
@@ -39,8 +38,7 @@ class Place:
             HarnessError: it is another user's.
         """
         self.path = path
-        with suppress(FileExistsError):
-            path.mkdir(mode=0o700)
+        private(path)
         owner = path.stat().st_uid
         if owner != os.geteuid():
             raise HarnessError(

@@ -23,7 +23,8 @@ from ..errors import HarnessError
 from ..servers import user
 from ..servers.binaries import binaries
 from ..servers.loopback import HOST, first_port, on_a_free_port
-from ..servers.postgres import EmbeddedServer, command_line
+from ..servers.postgres import EmbeddedServer
+from ..servers.processes import command_line
 from .place import Place
 
 ROLE = "service"

@@ -17,8 +17,8 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from ..errors import HarnessError
 from ..layout import ROOT
 from ..servers.loopback import TRIES, on_a_free_port
+from ..servers.processes import end_noted, stop
 from .place import Place
-from .processes import end, stop
 from .stopping import undisturbed
 
 _FIRST_PORT = 8000
@@ -36,7 +36,7 @@ def end_last(place: Place) -> None:
     Raises:
         HarnessError: it can't be ended.
     """
-    end(place.path / _NOTE, f"-m uvicorn --app-dir={ROOT} ")
+    end_noted(place.path / _NOTE, f"-m uvicorn --app-dir={ROOT} ")
 
 
 class Service:

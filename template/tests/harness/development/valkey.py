@@ -7,10 +7,11 @@ import socket
 import subprocess
 from contextlib import suppress
 
+from ..files import private
 from ..servers.loopback import HOST, first_port, on_a_free_port
+from ..servers.processes import end_noted, stop
 from ..servers.valkey import launch
 from .place import Place
-from .processes import end, stop
 
 _START_SECONDS = 60  # it reads all that it has kept
 _STOP_SECONDS = 30
@@ -37,7 +38,7 @@ class DevelopmentValkey:
         Raises:
             HarnessError: it does not start; with what it says.
         """
-        self.home.mkdir(mode=0o700, exist_ok=True)
+        private(self.home)
         settings = {
             "dir": str(self.home),
             "set-proc-title": "no",  # by its arguments, it is known again
@@ -71,7 +72,7 @@ class DevelopmentValkey:
             shutil.rmtree(self.home)
 
     def _end_last(self) -> None:
-        end(self._note, f"--dir {self.home} --set-proc-title")
+        end_noted(self._note, f"--dir {self.home} --set-proc-title")
 
     def _answers(self) -> bool:
         with suppress(OSError), socket.create_connection((HOST, self.port), timeout=1) as client:

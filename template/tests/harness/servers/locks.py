@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
 from pathlib import Path
 
 from ..errors import HarnessError
+from ..waiting import polls
 
 _POLL = 0.02
 
@@ -41,16 +41,15 @@ class FileLock:
         Raises:
             HarnessError: when somebody else holds it for longer; names the last exclusive holder.
         """
-        deadline = time.monotonic() + timeout
-        while not self.try_acquire(shared=shared):
-            if time.monotonic() > deadline:
-                holder = self.path.read_text() or "unknown"
-                self.release()
-                raise HarnessError(
-                    f"Waited {timeout:.0f} s for {self.path}, held by process {holder}. "
-                    "If that process hangs, stop it and run again."
-                )
-            time.sleep(_POLL)
+        for _ in polls(timeout, _POLL):
+            if self.try_acquire(shared=shared):
+                return
+        holder = self.path.read_text() or "unknown"
+        self.release()
+        raise HarnessError(
+            f"Waited {timeout:.0f} s for {self.path}, held by process {holder}. "
+            "If that process hangs, stop it and run again."
+        )
 
     def _is_at_path(self) -> bool:
         assert self._file is not None

@@ -24,7 +24,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -42,11 +41,10 @@ from ..errors import HarnessError
 from ..files import private, write
 from ..layout import ROOT
 from ..waiting import polls
-from . import loopback, user
+from . import loopback, processes, user
 from .binaries import binaries, program, version_of
 from .locks import FileLock
-
-__all__ = ["EmbeddedServer", "Started", "binaries", "sweep"]
+from .processes import command_line
 
 FORMAT = 3
 """Raised when a cluster of an older harness can't be used."""
@@ -307,7 +305,8 @@ class EmbeddedServer:
     def holders(self) -> str:
         """Who holds its connections, for when there is none left to ask by: from the process list."""
         pid = self._server_pid()
-        lines = [f"  process {child}, {command_line(child)}" for child in children(pid or 0)]
+        children = processes.children(pid) if pid is not None else []
+        lines = [f"  process {child}, {command_line(child)}" for child in children]
         sessions = [line for line in lines if "[local]" in line or f" {loopback.HOST}(" in line]
         more = [f"  … and {len(sessions) - 10} more"] if len(sessions) > 10 else []
         return "\n".join(
@@ -463,17 +462,8 @@ class EmbeddedServer:
         if pid is None:
             return
         ways = {how: 10, signal.SIGQUIT: 8, signal.SIGKILL: 5}  # it kills its own after 5 s
-        for signal_, seconds in ways.items():
-            killed = children(pid) if signal_ == signal.SIGKILL else []
-            for process in (pid, *killed):
-                with suppress(ProcessLookupError):
-                    os.kill(process, signal_)
-            deadline = time.monotonic() + seconds
-            while time.monotonic() < deadline:
-                if self._server_pid() != pid:
-                    return
-                time.sleep(0.005)
-        raise HarnessError(f"The embedded Postgres, process {pid}, can't be stopped.")
+        if not processes.end(pid, lambda: self._server_pid() == pid, ways):
+            raise HarnessError(f"The embedded Postgres, process {pid}, can't be stopped.")
 
     def _server_pid(self) -> int | None:
         """The process that serves our data directory: the number alone may be anybody's by now."""
@@ -503,31 +493,6 @@ class EmbeddedServer:
                 note.unlink(missing_ok=True)
 
 
-def command_line(pid: int) -> str:
-    """The command line of a process; empty when there is none."""
-    try:
-        return (
-            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        )
-    except OSError:
-        if sys.platform == "linux":
-            return ""
-    done = subprocess.run(
-        ["/bin/ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
-    )
-    return done.stdout
-
-
-def children(pid: int) -> list[int]:
-    """Processes that a process started."""
-    try:
-        listed = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
-    except OSError:
-        command = ["/usr/bin/pgrep", "-P", str(pid)]
-        listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    return [int(child) for child in listed.split()]
-
-
 def sweep(mine: Path) -> None:
     """Remove this user's clusters that nobody will ask for again: memory is the user's.
 
@@ -537,9 +502,8 @@ def sweep(mine: Path) -> None:
         for home in base.glob("*"):
             if home.name == mine.name:
                 continue
-            with suppress(
-                OSError, HarnessError
-            ):  # another run is at it, or the next one tries again
+            # Another run is at it, or the next one tries again.
+            with suppress(OSError, HarnessError):
                 if _is_forsaken(home):
                     EmbeddedServer(home).remove()
 
