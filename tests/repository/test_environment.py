@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.support.command import run
+from tests.support.environment import hermetic_environment
 from tests.support.machine import linux_only
 from tests.support.template import ROOT
 
@@ -45,3 +47,17 @@ def test_children_hear_each_signal(way: str) -> None:
     )
     assert before == ignored
     assert not after
+
+
+def test_what_make_is_told_reaches_no_make_of_a_render(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As `make test ARGS="-k development"` would tell each `make run`."""
+    rules = (ROOT / "template/Makefile.jinja").read_text()
+    set_there = re.findall(r"^(?:define )?([A-Z]+)\b", rules, re.M)
+    told = {*re.findall(r"\$\((?:if \$\()?([A-Z]+)\)", rules)} - {*set_there}
+    assert told >= {"ARGS", "FORCE"}
+    for name in told:
+        monkeypatch.setenv(name, "of the outer make")
+    changes = hermetic_environment(tmp_path)
+    assert {name for name in told if changes.get(name, "") is not None} == set()

@@ -29,6 +29,7 @@ GIT_CONFIG = """\
 # What a shell, an editor, a git hook, make or an outer pytest sets, and a render must not see.
 FOREIGN_PREFIXES = ("GIT_", "COV_CORE_", "PYTEST_XDIST_", "MAKE", "UV_PROJECT", "UV_RUN_")
 FOREIGN_NAMES = {
+    *("ARGS", "FORCE"),  # of the `make test` that runs these: make exports them
     "BUILD_NUMBER",  # by this and by CI, pytest decides to print each failure a second time
     "CI",
     "DATABASE_URL",
