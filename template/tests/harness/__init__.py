@@ -30,7 +30,7 @@ itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code,
                        tasks, uncommitted: what a test left, or had not committed
                        failure: why a run has no database, for all its workers
                        integrity: whether these files are the template's
-    harness            the above, put together for one process
+    harness            the above, put together for one process (summary: what it tells at its end)
     fixtures, valkey   what tests ask for
     lifespan           an application's, for clients
     plugin             the hooks of pytest

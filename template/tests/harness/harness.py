@@ -7,7 +7,6 @@ import functools
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .checks import failure, uncommitted, versions
@@ -15,37 +14,13 @@ from .environment import Environment
 from .errors import HarnessError
 from .layout import NAME
 from .recipe import Recipe
+from .summary import Summary
 
 if TYPE_CHECKING:
     from .golden.databases import Connection
     from .isolation.connections import KeptConnections
     from .isolation.worker import Stored, WorkerDatabase
     from .servers.postgres import EmbeddedServer
-
-
-@dataclass
-class Summary:
-    """What a process has to tell at the end; workers send it to the process that prints."""
-
-    clones: int = 0
-    put_back: int = 0
-    replaced: int = 0
-    seconds: float = 0.0
-    leaks: int = 0
-    kept: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-    def add(self, other: Summary) -> None:
-        """Add what another process told."""
-        self.clones += other.clones
-        self.put_back += other.put_back
-        self.replaced += other.replaced
-        self.seconds += other.seconds
-        self.leaks += other.leaks
-        self.kept += other.kept
-        self.left += other.left
-        self.problems += other.problems
 
 
 class Harness:
@@ -72,11 +47,6 @@ class Harness:
         self._log_seen = -1
         self._left: list[str] = []
         self._perhaps_left: dict[str, str] = {}  # on the server, after which test
-
-    @property
-    def started(self) -> bool:
-        """Whether there is a database for the tests."""
-        return self._started
 
     @functools.cached_property
     def recipe(self) -> Recipe:
@@ -211,10 +181,7 @@ class Harness:
         """Compare the database a last time, drop it, and leave the server."""
         steps: list[Callable[[], object]] = []
         if self._started:
-            statistics = self.worker.statistics
-            self.summary.clones, self.summary.replaced = statistics.clones, statistics.replaced
-            self.summary.put_back = statistics.put_back
-            self.summary.seconds, self.summary.leaks = statistics.seconds, statistics.leaks
+            self.summary.add(self.worker.summary)
             if not self.lost:
                 steps += [self._last_comparison, self._last_look_at_server]
         if self._connection is not None:
@@ -354,17 +321,17 @@ class Harness:
         begun = not self._is_untouched()  # a test, in whose midst it is
         with self._explained():
             before = self.worker.look() if begun else None
-        stored: list[Stored] = []
-        finalizers.append(lambda: self._after_fixture(*stored))
+        stored: Stored | None = None
+        finalizers.append(lambda: self._after_fixture(stored))
         yield
         if self._is_untouched():
             return
         with self._explained():
-            stored.append(self.worker.push(name, before))
+            stored = self.worker.push(name, before)
         if not begun:
             self._see()
 
-    def _after_fixture(self, stored: Stored | None = None) -> None:
+    def _after_fixture(self, stored: Stored | None) -> None:
         """Undo what a wider fixture stored, and what its tear-down did."""
         if not self._started or (not stored and (self._dirty or self._is_untouched())):
             return
@@ -380,13 +347,13 @@ class Harness:
         """What the embedded Postgres logged since the test began."""
         return self._server.log_since(self._log_begin) if self._server is not None else ""
 
-    def explain(self, failure: str) -> str:
+    def explain(self, report: str) -> str:
         """Who holds the server's connections, if a test failed because there was none left."""
         if not self._started:
             return ""
         from .golden import databases
 
-        return databases.holders(self.environment) if databases.FULL.search(failure) else ""
+        return databases.holders(self.environment) if databases.FULL.search(report) else ""
 
     def sessions_of_test(self) -> str:
         """What is open in the tests' database, what it did last, and for whom it waits."""

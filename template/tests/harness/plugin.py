@@ -1,4 +1,4 @@
-"""The hooks of pytest, and nothing else."""
+"""The hooks of pytest, and what they note of a test."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import pytest
 from . import environment, markers
 from .checks import failure, integrity, tasks, uncommitted
 from .errors import HarnessError
-from .harness import Harness, Summary
+from .harness import Harness
 from .layout import CONFTEST, NAME, PACKAGE
 from .layout import HARNESS as FOLDER
 from .markers import needs_database
 from .recipe import Recipe
 from .servers import guard
+from .summary import Summary
 
 pytest_plugins = [
     f"{__package__}.{name}" for name in ("checks.offline", "checks.read_only", "fixtures")

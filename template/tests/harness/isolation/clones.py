@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 import psycopg
 from psycopg import sql
@@ -21,21 +20,11 @@ from ..environment import Environment
 from ..errors import HarnessError
 from ..golden import databases
 from ..golden.databases import Connection
+from ..summary import Summary
 from . import changes
 from .changes import Fresh
 
 _SWAPS = 2  # attempts to replace a database; Postgres itself waits for 5 s in each
-
-
-@dataclass
-class Statistics:
-    """What isolation did and cost, for the closing line."""
-
-    clones: int = 0
-    put_back: int = 0
-    replaced: int = 0
-    seconds: float = 0.0
-    leaks: int = 0
 
 
 class Clones:
@@ -44,7 +33,7 @@ class Clones:
     Args:
         environment: of this process.
         connection: to the maintenance database.
-        statistics: to count in.
+        summary: to count in.
         clone: makes a database, by a connection and under a name, that holds what tests start from.
     """
 
@@ -52,13 +41,13 @@ class Clones:
         self,
         environment: Environment,
         connection: Connection,
-        statistics: Statistics,
+        summary: Summary,
         clone: Callable[[Connection, str], None],
     ) -> None:
         self.name = environment.database
         self._environment = environment
         self._connection = connection
-        self._statistics = statistics
+        self._summary = summary
         self._clone = clone
         self._numbers = itertools.count(1)
         self._spares: deque[Future[str]] = deque()
@@ -70,7 +59,7 @@ class Clones:
     def make(self, connection: Connection, name: str) -> None:
         """Make a clone, with the limits of tests."""
         self._clone(connection, name)
-        self._statistics.clones += 1
+        self._summary.clones += 1
         if limits := self._environment.limits:
             # All sessions get them, of whatever role and driver; they go with the database.
             alter = sql.SQL("ALTER DATABASE {} SET {} = {}")
@@ -118,8 +107,8 @@ class Clones:
             raise
         if not keep:
             self._background.submit(self._drop_in_background, lambda: old)
-        self._statistics.replaced += 1
-        self._statistics.seconds += time.perf_counter() - begun
+        self._summary.replaced += 1
+        self._summary.seconds += time.perf_counter() - begun
         return old, fresh
 
     def _swap(self, old: str, spare: Future[str]) -> Fresh:
@@ -183,7 +172,6 @@ class Clones:
             or (d.kind in "sdt" and d.name[6:].startswith(f"{self._suffix}_"))
         ]
         databases.drop(self._connection, mine)
-        self._connection.close()
 
     @property
     def _suffix(self) -> str:

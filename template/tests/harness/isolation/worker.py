@@ -17,10 +17,11 @@ from ..golden import databases
 from ..golden.build import Golden, Say
 from ..golden.databases import Connection
 from ..recipe import Recipe
+from ..summary import Summary
 from ..waiting import polls
 from . import changes, content
 from .changes import Reading
-from .clones import Clones, Statistics
+from .clones import Clones
 from .putback import Level, PutBack, is_superuser
 from .statements import Names
 
@@ -74,13 +75,13 @@ class WorkerDatabase:
         kept: KeptConnections | None,
     ) -> None:
         self.golden: Golden
-        self.statistics = Statistics()
+        self.summary = Summary()
         self._environment = environment
         self._connection = connection
         self._recipe = recipe
         self._say = say
         self._kept = kept
-        self._clones = Clones(environment, connection, self.statistics, self._clone)
+        self._clones = Clones(environment, connection, self.summary, self._clone)
         self._levels: list[Level] = []
         self._putback: PutBack
         self._shared = 0
@@ -234,11 +235,11 @@ class WorkerDatabase:
             )
         unseen = self._unseen(now)
         if now is not None and not unseen and self._putback.is_unchanged(now):
-            self.statistics.put_back += self._putback.repeated
+            self.summary.put_back += self._putback.repeated
             return left
         keep = keep and self._may_keep()
         if not keep and now is not None and self._putback.put_back(now, unseen):
-            self.statistics.put_back += 1
+            self.summary.put_back += 1
         else:
             old = self._replace(keep=keep)
             left.kept = old if keep else None
@@ -296,7 +297,7 @@ class WorkerDatabase:
         if not others:
             return [], now
         lines = databases.describe_sessions(self._connection, others)
-        self.statistics.leaks += len(lines)
+        self.summary.leaks += len(lines)
         databases.terminate(
             self._connection,
             self._environment.database,
