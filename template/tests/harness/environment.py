@@ -2,7 +2,7 @@
 
 `prepare()` runs before anything of the service is imported, from `tests/__init__.py` or at the top of
 the first conftest.py, so that settings and engines made at import time already point at the tests'
-database. It starts nothing and imports next to nothing: a run of unit tests pays only for this file.
+database. It starts nothing, and imports no driver: a run of unit tests does without.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ from .layout import ROOT
 from .servers import loopback, urls, user
 from .servers.loopback import Loopback
 
+APPLICATION = "tests.harness"
+"""How the harness's own connections begin to name themselves."""
+
 PORT = 5432
 """Names the embedded server's socket file where nothing listens on a network port."""
 
@@ -47,12 +50,9 @@ _SOCKET_PATH_MAX = 100  # Linux allows 107 bytes, macOS 103
 _FIRST_NAMESPACE = "4026531836"  # of processes: the number is fixed in the kernel
 
 _ASYNCPG = "postgresql+asyncpg"
-_DRIVER = re.compile(r"postgres(?:ql)?(?:\+\w+)?")
-# What stands before the database, and behind it.
-_URL = re.compile(r"[^:/]+://([^/?#]*)(?:/[^?#]*)?(?:\?([^#]*))?")
-_AT = re.compile(
-    r"[^:/]+://(?:(?P<user>[^:/?#@]*)(?::(?P<password>[^@]*))?@)?"
-    r"(?P<host>\[[^\]]*\]|[^:/?#]*)(?::(?P<port>\d+))?(?:/[^?#]*)?(?:\?(?P<query>[^#]*))?"
+_URL = re.compile(
+    r"[^:/]+://(?P<at>(?:(?P<user>[^:/?#@]*)(?::(?P<password>[^@]*))?@)?"
+    r"(?P<host>\[[^\]]*\]|[^:/?#]*)(?::(?P<port>\d*))?)(?:/[^?#]*)?(?:\?(?P<query>[^#]*))?"
 )
 _REDIS_URL = re.compile(r"^(rediss?://[^/?#]*)/?([0-9]*)")
 
@@ -147,6 +147,11 @@ class Environment:
         return f"app_w_{self.run}_{self.worker}"
 
     @property
+    def application_name(self) -> str:
+        """Of the harness's own connections, in this process."""
+        return f"{APPLICATION} {self.run} {self.worker}"
+
+    @property
     def driver(self) -> str:
         """How a URL of the service begins; the first of them, where there are several."""
         return next(iter(self.drivers.values()), _ASYNCPG)
@@ -169,8 +174,8 @@ class Environment:
         if found is None:  # the guard refuses it
             return self.external_url
         translate = urls.for_asyncpg if driver.endswith("asyncpg") else urls.for_libpq
-        query = translate(found[2] or "")
-        return f"{driver}://{found[1]}/{quote(database)}{query and '?'}{query}"
+        query = translate(found["query"] or "")
+        return f"{driver}://{found['at']}/{quote(database)}{query and '?'}{query}"
 
     def conninfo(self, database: str) -> str:
         """How the harness itself, and psql, get there: to the embedded server by its socket."""
@@ -190,7 +195,7 @@ class Environment:
             return _Server(
                 loopback.HOST, str(self.loopback.port), "postgres", self.loopback.password
             )
-        found = _AT.match(self.external_url)
+        found = _URL.match(self.external_url)
         if found is None:  # the guard refuses it
             return _Server("", "", "", "")
         query = dict(parse_qsl(found["query"] or ""))
@@ -262,7 +267,7 @@ def prepare(
             sys.exit(str(error))  # pytest would wrap a traceback around it
     drivers = database_url if isinstance(database_url, Mapping) else {database_url: _ASYNCPG}
     for driver in drivers.values():
-        if not _DRIVER.fullmatch(driver):
+        if not urls.SCHEME.fullmatch(driver):
             raise HarnessError(
                 f"prepare() was told of URLs that begin with {driver}. Those of Postgres begin with "
                 "postgresql, postgresql+asyncpg, postgresql+psycopg and the like."

@@ -54,20 +54,29 @@ def asked_socket(event: str, arguments: tuple[Any, ...]) -> str:
     return text(arguments[1]) if isinstance(arguments[1], str | bytes) else ""
 
 
-def of_libpq(parameters: dict[str, Any]) -> list[tuple[str, int]]:
-    """Where libpq would connect: hosts, or folders of sockets, and ports.
+def ask_of_libpq(
+    parameters: dict[str, Any],
+    check: Callable[[str, int], None],
+    check_socket: Callable[[str], None],
+) -> None:
+    """Ask of each place where libpq would connect.
 
     Args:
         parameters: as its connection strings have them.
+        check: is asked of a host and a port, and may raise.
+        check_socket: of the path of a socket.
     """
+    __tracebackhide__ = True
     hosts = parameters.get("hostaddr") or parameters.get("host") or os.environ.get("PGHOST", "")
     if service := parameters.get("service") or os.environ.get("PGSERVICE"):
         hosts = f"service={service}"
     ports = str(parameters.get("port") or os.environ.get("PGPORT", "5432")).split(",")
-    return [
-        (host or "/(the default folder)", int(ports[number % len(ports)]))
-        for number, host in enumerate(hosts.split(","))
-    ]
+    for number, host in enumerate(hosts.split(",")):
+        port = ports[number % len(ports)]
+        if not host or host.startswith(("/", "@")):
+            check_socket(f"{host or '/(the default folder)'}/.s.PGSQL.{port}")
+        else:
+            check(host, int(port))
 
 
 def watch_psycopg(module: Any, check: Callable[[dict[str, Any]], None]) -> None:

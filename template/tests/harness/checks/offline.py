@@ -15,8 +15,8 @@ guards `connect` in Python alone, between a test's setup and its teardown, and f
 a library's background thread does.)
 
 Whoever is refused in a test's own call gets a HarnessError, and the test fails even if that is
-swallowed. A library's background thread gets an OSError, as where there is no network, and no test
-fails for it.
+swallowed. A library's background thread that would leave this machine gets an OSError, as where there
+is no network, and no test fails for it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import sys
 import sysconfig
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from types import FrameType, ModuleType
@@ -39,7 +39,7 @@ from typing import Any
 import pytest
 
 from .. import environment, markers, shell
-from ..environment import PORT, Environment
+from ..environment import APPLICATION, PORT, Environment
 from ..errors import HarnessError
 from ..layout import ROOT
 from ..servers.guard import REDIS_PORT, read, setting
@@ -47,9 +47,6 @@ from . import addresses
 from .addresses import put_before
 
 SETTING = "harness_allowed_connections"
-APPLICATION = "tests.harness"
-"""How the harness's own connections begin to name themselves."""
-
 _REACHED = "HARNESS_REACHED"
 _POSTGRES = "HARNESS_POSTGRES"
 _CHILDREN = os.path.join(os.path.dirname(__file__), "children")
@@ -84,7 +81,6 @@ class _NoNetworkError(RefusedError, OSError):
 # Sockets know nothing of tests, so this is the process's.
 _installed = False
 _environment: Environment
-_targets: set[Any] = set()
 _unit = False  # no servers
 _open = False  # everything
 _refused: list[RefusedError] = []  # in calls of the present test
@@ -135,7 +131,7 @@ def _online(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def _check(host: str, port: int | None) -> None:
     """Raise if no connection may go there; without a port, if the name may not be looked up."""
     __tracebackhide__ = True
-    if _unit and port in _targets:
+    if _unit and port in _targets():
         _refuse_unit_test()
     if not _open and not addresses.may_be_reached(host, port, _allowed()):
         _refuse(host, port)
@@ -151,16 +147,15 @@ def _allowed() -> set[tuple[str, int | None]]:
         host, colon, port = name.rpartition(":")
         with_port = colon and port.isdecimal() and addresses.is_name(name)
         found.add((host.strip("[]"), int(port)) if with_port else (name.strip("[]"), None))
-    given = filter(None, (_environment.external_url, _environment.external_redis_url))
-    found = found.union(*(address.servers for address in map(read, given) if address))
+    found.update(_servers(_environment.external_url), _servers(_environment.external_redis_url))
     return found | ({("", there.port)} if (there := _environment.loopback) else set())
 
 
 @functools.cache
 def _others() -> set[int]:
     """Ports of this machine on which a Postgres is not the tests': the application's, and libpq's own."""
-    own = map(read, _environment.application_urls.values())
-    ports = {PORT, *(port for url in own if url for host, port in url.servers if not host)}
+    own = _environment.application_urls.values()
+    ports = {PORT, *(port for url in own for host, port in _servers(url) if not host)}
     reached = {port for host, port in _allowed() if addresses.is_here(host)}
     return set() if None in reached else {port for port in ports if port not in reached}
 
@@ -170,6 +165,25 @@ def _sockets() -> set[str]:
     """What the sockets of a Postgres have that tests may reach: their folder, or their name."""
     reached = {f".s.PGSQL.{port}" for host, port in _allowed() if addresses.is_here(host)}
     return reached | (set() if _environment.external_url else {str(_environment.home / "socket")})
+
+
+@functools.cache
+def _targets() -> set[str | int | None]:
+    """Hosts, ports and sockets of the servers that a unit test may reach by mistake."""
+    urls = (
+        _environment.external_url,
+        _environment.external_redis_url,
+        *_environment.application_urls.values(),
+        _environment.application_redis_url,
+    )
+    known = {name for url in urls for server in _servers(url) for name in server}
+    return {*known, PORT, _environment.port, REDIS_PORT, str(_environment.redis_socket)}
+
+
+def _servers(url: str | None) -> Sequence[tuple[str, int]]:
+    """Host and port of each server to which a URL may lead."""
+    address = read(url or "")
+    return address.servers if address else ()
 
 
 def _refuse_unit_test() -> None:
@@ -245,9 +259,9 @@ def _caller(*, innermost: bool) -> str:
 
 def install(current: Environment) -> None:
     """Watch the ways to a server, for the rest of the process."""
-    global _installed, _environment, _targets  # noqa: PLW0603
-    _environment, _targets = current, _servers(current)
-    for known in (_allowed, _others, _sockets):
+    global _installed, _environment  # noqa: PLW0603
+    _environment = current
+    for known in (_allowed, _others, _sockets, _targets):
         known.cache_clear()
     _of_a_test.set(True)
     if _installed:  # pytest may run more than once in a process
@@ -273,19 +287,6 @@ def _watch_children() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([_CHILDREN, *filter(None, others)])
 
 
-def _servers(current: Environment) -> set[Any]:
-    """Ports and sockets of the servers that a test may reach by mistake."""
-    urls = (
-        current.external_url,
-        current.external_redis_url,
-        *current.application_urls.values(),
-        current.application_redis_url,
-    )
-    addresses = [address for address in map(read, filter(None, urls)) if address]
-    known = {name for address in addresses for server in address.servers for name in server}
-    return {*known, PORT, current.port, REDIS_PORT, str(current.redis_socket)}
-
-
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     __tracebackhide__ = True
     try:
@@ -307,7 +308,7 @@ def _is_server(connection: socket.socket, address: Any) -> bool:
         return False
     path = addresses.text(address)
     name = os.path.basename(path)
-    return path in _targets or ".s.PGSQL." in name or "redis" in name or "valkey" in name
+    return path in _targets() or ".s.PGSQL." in name or "redis" in name or "valkey" in name
 
 
 def _before_look_up(connection: socket.socket, *arguments: Any) -> None:
@@ -332,11 +333,7 @@ def _check_libpq(parameters: dict[str, Any]) -> None:
         return
     if _unit:
         _refuse_unit_test()
-    for host, port in addresses.of_libpq(parameters):
-        if host.startswith(("/", "@")):
-            _check_socket(f"{host}/.s.PGSQL.{port}")
-        else:
-            _check(host, port)
+    addresses.ask_of_libpq(parameters, _check, _check_socket)
 
 
 def _check_socket(path: str) -> None:

@@ -120,9 +120,6 @@ class Database:
         return self.name[4]
 
 
-APPLICATION = "tests.harness"
-"""Begin of the `application_name` of the harness's own connections."""
-
 # What a server, a role or the shell may have set otherwise. Each value has one text, wherever it is read.
 _SETTINGS = {
     "TimeZone": "UTC",
@@ -161,14 +158,13 @@ def connect(
     Raises:
         HarnessError: the server can't be reached, or refuses.
     """
-    name = f"{APPLICATION} {environment.run} {environment.worker}"
     for waited in polls(patience, 0.1):
         try:
             connection = Connection.connect(
                 environment.conninfo(database),
                 autocommit=True,
                 connect_timeout=3,
-                application_name=name,
+                application_name=environment.application_name,
                 client_encoding="UTF8",  # of SQL_ASCII, psycopg makes bytes
                 prepare_threshold=None,  # after each DDL, psycopg would have to forget them
             )
@@ -445,7 +441,7 @@ def has_others(connection: Connection, environment: Environment) -> bool:
         SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'client backend'
                        AND datname IS DISTINCT FROM %s AND application_name <> %s)
         """,
-        (environment.database, f"{APPLICATION} {environment.run} {environment.worker}"),
+        (environment.database, environment.application_name),
     ).fetchone()
     return row == (True,)
 

@@ -14,20 +14,20 @@ import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote
 
 from ..environment import PORT, Environment
 from ..errors import HarnessError
 from ..layout import ROOT
 from . import urls
+from .binaries import OLDEST
 
 if TYPE_CHECKING:
     from ..golden.databases import Connection
 
 REDIS_PORT = 6379
 
-_OLDEST = 15
 _HERE = ""
 """The host, by whichever name or address this machine was called."""
 
@@ -36,7 +36,6 @@ _URL = re.compile(
     r"(?P<scheme>[\w+]+)://(?:(?P<user>[^:/?#@]*)(?::(?P<password>[^@]*))?@)?(?P<hosts>[^/?#@]*)"
     r"(?:/(?P<path>[^?#]*))?(?:\?(?P<query>[^#]*))?"
 )
-_POSTGRES = re.compile(r"postgres(?:ql)?(?:\+\w+)?")
 _HOST = re.compile(r"(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^:\[]*))(?::(?P<port>\d*))?")
 
 # Parameters by which one driver or another goes elsewhere than the rest of the URL says.
@@ -85,7 +84,7 @@ def check_url(environment: Environment) -> None:
         return
     url = read(environment.external_url)
     # Whichever driver it names: each of the tests' connections puts its own there.
-    if url is None or not _POSTGRES.fullmatch(url.scheme) or not url.database or not url.clear:
+    if url is None or not urls.SCHEME.fullmatch(url.scheme) or not url.database or not url.clear:
         # Not what it is: it may hold a password.
         raise HarnessError(f"TEST_DATABASE_URL is not the URL of a Postgres database. {_EXAMPLE}")
     if elsewhere := sorted(url.parameters & _ELSEWHERE):
@@ -202,12 +201,18 @@ def _check_host(url: Address, variable: str, why: str) -> None:
 
 def setting(name: str) -> frozenset[str]:
     """The hosts of a setting of pytest in pyproject.toml, in lower case."""
+    hosts = pytest_section().get(name, [])
+    found = hosts.split() if isinstance(hosts, str) else hosts
+    return frozenset(host.strip().lower() for host in found)
+
+
+def pytest_section() -> dict[str, Any]:
+    """What pyproject.toml says to pytest, in either of the two places for that."""
     path = ROOT / "pyproject.toml"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     pytest = tomllib.loads(text).get("tool", {}).get("pytest", {})
-    hosts = {**pytest, **pytest.get("ini_options", {})}.get(name, [])
-    found = hosts.split() if isinstance(hosts, str) else hosts
-    return frozenset(host.strip().lower() for host in found)
+    in_ini_options = pytest.pop("ini_options", {})
+    return {**pytest, **in_ini_options}
 
 
 def check_server(connection: Connection) -> None:
@@ -229,9 +234,9 @@ def check_server(connection: Connection) -> None:
     version, replica, read_only, counts, may_create, role = row
     info = connection.info
     where = f"The server of TEST_DATABASE_URL ({info.host}:{info.port})"
-    if version < _OLDEST * 10000:
+    if version < OLDEST * 10000:
         raise HarnessError(
-            f"{where} is Postgres {version // 10000}. The harness needs {_OLDEST} or newer: name such a "
+            f"{where} is Postgres {version // 10000}. The harness needs {OLDEST} or newer: name such a "
             f"server, {_INSTEAD}."
         )
     if replica or read_only == "on":

@@ -6,7 +6,11 @@ go on in one, under the name `dsn`, which SQLAlchemy hands through.
 
 from __future__ import annotations
 
+import re
 from urllib.parse import parse_qsl, quote, urlencode
+
+SCHEME = re.compile(r"postgres(?:ql)?(?:\+\w+)?")
+"""How a URL of Postgres begins, with a driver of SQLAlchemy or without."""
 
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 

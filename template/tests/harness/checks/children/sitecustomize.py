@@ -46,11 +46,7 @@ def _watch(reached: str, postgres: list[str]) -> None:
             raise OSError(errno.ECONNREFUSED, f"the Postgres at {path} is not the tests'")
 
     def check_libpq(parameters: dict[str, Any]) -> None:
-        for host, port in addresses.of_libpq(parameters):
-            if host.startswith(("/", "@")):
-                check_socket(f"{host}/.s.PGSQL.{port}")
-            else:
-                check(host, port)
+        addresses.ask_of_libpq(parameters, check, check_socket)
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
         if not event.startswith("socket."):
