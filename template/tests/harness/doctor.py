@@ -1,8 +1,8 @@
 """What a project still needs for its tests to run with the harness: `python -m tests.harness doctor`.
 
 It asks pytest itself, in a process of its own, with the environment of the shell: which file it reads,
-what it collects, what the recipe says, and where the engines lead that exist by then. Nothing is
-started, and nothing is written.
+what it collects, what the recipe says, and where the engines lead that exist by then. It starts no
+server, and edits nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -26,6 +25,7 @@ from . import environment
 from .checks import versions
 from .errors import HarnessError
 from .layout import CONFTEST, NAME, PACKAGE, ROOT, TESTS
+from .servers import guard
 
 _TESTS = NAME.rpartition(".")[0]
 _LOOKING = Path(__file__).with_name("checks") / "looking"
@@ -131,12 +131,8 @@ def _does_not_start(seen: dict[str, Any], output: str) -> Iterator[Finding]:
     if (not seen.get("prepared") and "prepare()" in output) or _are_both_auto(seen):
         return  # said already
     if _SCOPES[0] in output and "is unset" in output:
-        where = _where(seen)
-        yield Finding(
-            False,
-            f"warnings are errors here, and pytest-asyncio warns of a setting that is not made. Write in {where}:",
-            _setting(where, _SCOPES[0], "function"),
-        )
+        why = "warnings are errors here, and pytest-asyncio warns of a setting that is not made."
+        yield _lacks(seen, why, _SCOPES[0], "function")
         return
     lines = [line for line in output.splitlines() if line.strip()]
     yield Finding(False, "pytest does not start:", "\n".join(lines[-15:]))
@@ -195,7 +191,12 @@ def _configuration(read: str | None) -> Iterator[Finding]:
         )
         return
     path = Path(read)
-    section = _section_of_pyproject()
+    # These the harness reads there itself, whatever pytest reads.
+    section = {
+        name: value
+        for name, value in guard.pytest_section().items()
+        if not name.startswith("harness_allowed_")
+    }
     if path.name != "pyproject.toml" and section:
         yield Finding(
             False,
@@ -204,16 +205,6 @@ def _configuration(read: str | None) -> Iterator[Finding]:
         )
     else:
         yield Finding(True, f"pytest reads {path.name}")
-
-
-def _section_of_pyproject() -> dict[str, Any]:
-    path = ROOT / "pyproject.toml"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    pytest = tomllib.loads(text).get("tool", {}).get("pytest", {})
-    section = {**pytest, **pytest.get("ini_options", {})}
-    section.pop("ini_options", None)
-    # These the harness reads there itself, whatever pytest reads.
-    return {n: v for n, v in section.items() if not n.startswith("harness_allowed_")}
 
 
 def _as_ini(value: Any) -> str:
@@ -232,16 +223,12 @@ def _collected(seen: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(True, f"pytest finds {len(tests['all'])} tests")
 
 
-def _setting(where: str, name: str, value: str) -> str:
-    """A line of a configuration file, in its format."""
-    return f'{name} = "{value}"' if ".toml" in where else f"{name} = {value}"
-
-
-def _where(seen: dict[str, Any]) -> str:
-    read = seen.get("configuration")
-    if read is None or Path(read).name == "pyproject.toml":
-        return "pyproject.toml, under [tool.pytest.ini_options]"
-    return Path(read).name
+def _lacks(seen: dict[str, Any], why: str, name: str, value: str) -> Finding:
+    """A setting is missing in the file that pytest reads."""
+    file = Path(seen.get("configuration") or "pyproject.toml").name
+    where = f"{file}, under [tool.pytest.ini_options]" if file == "pyproject.toml" else file
+    line = f'{name} = "{value}"' if file.endswith(".toml") else f"{name} = {value}"
+    return Finding(False, f"{why} Write in {where}:", line)
 
 
 def _are_both_auto(seen: dict[str, Any]) -> bool:
@@ -250,40 +237,26 @@ def _are_both_auto(seen: dict[str, Any]) -> bool:
 
 def _anyio(seen: dict[str, Any]) -> Iterator[Finding]:
     if _are_both_auto(seen):
-        where = _where(seen)
-        yield Finding(
-            False,
-            f"anyio and pytest-asyncio are both in the mode auto, and claim the same tests. Write in {where}:",
-            _setting(where, "asyncio_mode", "strict"),
-        )
+        why = "anyio and pytest-asyncio are both in the mode auto, and claim the same tests."
+        yield _lacks(seen, why, "asyncio_mode", "strict")
 
 
 def _loops(seen: dict[str, Any]) -> Iterator[Finding]:
-    tests, where = seen["tests"], _where(seen)
     if "asyncio" not in seen["plugins"]:
-        yield Finding(
-            False,
-            "pytest-asyncio is turned off, and the harness needs it: take `-p no:asyncio` out of addopts, and "
-            f"write in {where}:",
-            _setting(where, "asyncio_mode", "strict"),
-        )
+        why = "pytest-asyncio is turned off, and the harness needs it: take `-p no:asyncio` out of addopts."
+        yield _lacks(seen, why, "asyncio_mode", "strict")
         return
     mode = seen["asyncio_mode"]
-    if lost := tests["nobody's"]:
-        yield Finding(
-            False,
-            f"{len(lost)} async tests are nobody's, {lost[0]} for one: pytest-asyncio is in the mode {mode}. "
-            f"Write in {where}:",
-            _setting(where, "asyncio_mode", "auto"),
-        )
+    if lost := seen["tests"]["nobody's"]:
+        why = f"{len(lost)} async tests are nobody's, {lost[0]} for one: pytest-asyncio is in the mode {mode}."
+        yield _lacks(seen, why, "asyncio_mode", "auto")
     fixtures, loops = (seen[name] or None for name in _SCOPES)
     if fixtures and fixtures != "function" and loops == "function":
-        yield Finding(
-            False,
+        why = (
             f"async fixtures have the event loop of the {fixtures}, and tests each one of its own: a connection "
-            f"can't go from one to the other. Write in {where}:",
-            _setting(where, _SCOPES[1], fixtures),
+            "can't go from one to the other."
         )
+        yield _lacks(seen, why, _SCOPES[1], fixtures)
     if not lost and not _are_both_auto(seen):
         yield Finding(True, f"pytest-asyncio: mode {mode}, a loop for each {loops}")
 
@@ -295,13 +268,11 @@ def _unit_marker(seen: dict[str, Any]) -> Iterator[Finding]:
     ]
     if not own or not seen["loaded"]:
         return
-    where = _where(seen)
-    yield Finding(
-        False,
+    why = (
         f"the project has a marker `{name}` of its own ({own[0]}), by which the harness knows tests that need no "
-        f"database. If it means the same, take the line out; otherwise write in {where}:",
-        _setting(where, "harness_unit_marker", "no_database"),
+        "database. If it means the same, take the line out; otherwise name another one."
     )
+    yield _lacks(seen, why, "harness_unit_marker", "no_database")
 
 
 # --- what the recipe says ---------------------------------------------------------------------------
@@ -361,7 +332,7 @@ def _cannot_run(command: list[str]) -> str:
         return "" if there else f"there is no module {words[1]}"
     if program == sys.executable and words:
         return "" if (ROOT / words[0]).exists() else f"there is no {words[0]} in {ROOT}"
-    return "" if shutil.which(program, path=None) or (ROOT / program).exists() else "not on PATH"
+    return "" if shutil.which(program) or (ROOT / program).exists() else "not on PATH"
 
 
 # --- where the service connects ---------------------------------------------------------------------
