@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def private(folder: Path) -> Path:
-    """Make a folder that nobody else may enter, whatever the umask."""
+    """Make a folder, and those around it, that nobody else may enter. What is there stays as it is."""
     for missing in [f for f in (folder, *folder.parents) if not f.exists()][::-1]:
         with suppress(FileExistsError):  # another process was quicker
             missing.mkdir(mode=0o700)

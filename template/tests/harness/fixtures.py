@@ -89,9 +89,8 @@ def _new_session(enterprise_database_setup: Harness | None) -> Callable[[], Any]
             looked_at = True
         return made
 
-    with suppress(
-        RuntimeError
-    ):  # it asks for the running task: the first that is made is looked at
+    # One that asks for the running task raises: then the first that is made is looked at.
+    with suppress(RuntimeError):
         make()
     return make
 

@@ -8,9 +8,8 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[1]
 """The folder that holds `harness/`: that of the tests."""
 
-NAME = __package__ or "tests.harness"
+NAME = __name__.rpartition(".")[0]
 """By which the harness is imported: `tests.harness`, where nobody wants it elsewhere."""
-
 
 _MARKS = ("pyproject.toml", ".copier-answers*.yml", ".git")
 

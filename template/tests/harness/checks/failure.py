@@ -23,9 +23,8 @@ def recall(environment: Environment) -> None:
 def note(environment: Environment, error: HarnessError) -> None:
     """Let the run's other workers know."""
     with suppress(OSError):  # they find out by themselves
-        write(
-            private(environment.home) / _note(environment).name, str(error).encode(errors="replace")
-        )
+        private(environment.home)
+        write(_note(environment), str(error).encode(errors="replace"))
 
 
 def forget(environment: Environment) -> None:

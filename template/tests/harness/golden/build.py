@@ -28,6 +28,7 @@ from ..environment import Environment
 from ..errors import HarnessError
 from ..layout import CONFTEST, ROOT
 from ..recipe import Recipe
+from ..waiting import polls
 from . import databases
 from .databases import Connection, Database
 from .digest import differences, digest
@@ -127,21 +128,18 @@ def _wait_for_build_lock(
     connection: Connection, wanted: Fingerprint, recipe: Recipe, say: Say
 ) -> None:
     patience = recipe.timeout * (len(recipe.steps) + 1)
-    begun = time.monotonic()
     told = False
-    while not databases.try_build_lock(connection, wanted.value):
-        waited = time.monotonic() - begun
-        if waited > patience:
-            raise HarnessError(
-                f"Waited {waited:.0f} s for the golden database that "
-                f"{databases.build_lock_holder(connection, wanted.value)} builds. If it hangs, stop it and run again."
-            )
+    for waited in polls(patience, 0.02):
+        if databases.try_build_lock(connection, wanted.value):
+            return
         if waited > 1 and not told:
-            say(
-                f"waiting for the golden database, built by {databases.build_lock_holder(connection, wanted.value)}"
-            )
+            who = databases.build_lock_holder(connection, wanted.value)
+            say(f"waiting for the golden database, built by {who}")
             told = True
-        time.sleep(0.02)
+    who = databases.build_lock_holder(connection, wanted.value)
+    raise HarnessError(
+        f"Waited {patience:.0f} s for the golden database that {who} builds. If it hangs, stop it and run again."
+    )
 
 
 def _why(connection: Connection, name: str, wanted: Fingerprint) -> str:

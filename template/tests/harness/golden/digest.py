@@ -8,6 +8,9 @@ from psycopg import sql
 
 from .databases import Connection
 
+CONTENT = "count(*), coalesce(sum(hashtextextended(t::text, 0)), 0)::text"
+"""SQL for the number of rows of a table `t`, and a hash of them: a sum, so their order does not matter."""
+
 _USER_SCHEMAS = "n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'"
 
 _SCHEMA = f"""
@@ -57,8 +60,6 @@ _TABLES = f"""
 def digest(connection: Connection) -> dict[str, Any]:
     """The schema's hash, and for each table the number of rows and a hash of them.
 
-    The hash of a table is a sum over its rows: their order does not matter.
-
     Returns:
         `{"schema": hash, "tables": {"public.customers": [rows, hash], …}}`
     """
@@ -66,9 +67,9 @@ def digest(connection: Connection) -> dict[str, Any]:
     assert row is not None
     tables = connection.execute(_TABLES).fetchall()
     counts = sql.SQL(" UNION ALL ").join(
-        sql.SQL(
-            "SELECT {}, count(*), coalesce(sum(hashtextextended(t::text, 0)), 0)::text FROM {} t"
-        ).format(sql.Literal(f"{schema}.{table}"), sql.Identifier(schema, table))
+        sql.SQL(f"SELECT {{}}, {CONTENT} FROM {{}} t").format(
+            sql.Literal(f"{schema}.{table}"), sql.Identifier(schema, table)
+        )
         for schema, table in tables
     )
     rows = connection.execute(counts).fetchall() if tables else []

@@ -49,9 +49,8 @@ class KeptConnections:
         """Whether a test told Postgres not to count what it changes."""
         self._database = database
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._records: list[
-            tuple[Any, Any]
-        ] = []  # what connects, and what SQLAlchemy records of it
+        # What connects, and what SQLAlchemy records of it.
+        self._records: list[tuple[Any, Any]] = []
         self._doubtful = False
         self._restore: list[Callable[[], None]] = []
 

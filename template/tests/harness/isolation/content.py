@@ -16,6 +16,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from ..golden.databases import Connection
+from ..golden.digest import CONTENT
 
 _SMALL = 256 * 1024
 """Bytes of a table up to which its rows are kept in memory."""
@@ -70,8 +71,8 @@ class Table:
 
     @property
     def measure(self) -> str:
-        """SQL for `content`. The order of rows does not matter."""
-        return f"SELECT count(*), coalesce(sum(hashtextextended(t::text, 0)), 0)::text FROM ONLY {self.name} t"
+        """SQL for `content`."""
+        return f"SELECT {CONTENT} FROM ONLY {self.name} t"
 
     def delete_added(self, since: int) -> str:
         """SQL that deletes what was written by transactions after this one."""

@@ -32,8 +32,10 @@ def watch(
     Returns:
         Lets them be what they were.
     """
-    opens, closes = NullPool._do_get, NullPool._do_return_conn
-    waits, returns = QueuePool._do_get, QueuePool._do_return_conn
+    before: dict[Any, tuple[Any, Any]] = {
+        kind: (kind._do_get, kind._do_return_conn) for kind in (NullPool, QueuePool)
+    }
+    (opens, closes), (waits, returns) = before[NullPool], before[QueuePool]
 
     def get(pool: Any) -> Any:
         record = take(pool)
@@ -66,12 +68,7 @@ def watch(
         finally:
             pool._dec_overflow()
 
-    ways: dict[Any, tuple[Any, Any]] = {
-        NullPool: (get, give_back),
-        QueuePool: (get_counted, give_back_counted),
-    }
-    before = {kind: (kind._do_get, kind._do_return_conn) for kind in ways}
-    _set(ways)
+    _set({NullPool: (get, give_back), QueuePool: (get_counted, give_back_counted)})
     return lambda: _set(before)
 
 

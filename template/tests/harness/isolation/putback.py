@@ -11,7 +11,7 @@ A fixture of a wider scope than the test moves what is put back to: a level on t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
@@ -329,7 +329,11 @@ class PutBack:
     def _plan(self, now: Reading, changed: set[int], rewrite: Collection[int]) -> Plan | None:
         """How to put back what changed; None where that can't be."""
         added, rewritten = [], []
-        for oid in self._in_order(changed.union(rewrite)):
+        try:
+            oids = self._in_order(changed.union(rewrite))
+        except CycleError:
+            return None
+        for oid in oids:
             table = self.level.tables.get(oid)
             if table is None or table.reacts or (table.guarded and not self._superuser):
                 return None
@@ -356,18 +360,17 @@ class PutBack:
         except psycopg.Error:
             return False
 
-    def _in_order(self, oids: Iterable[int]) -> list[int]:
-        """Children before their parents: foreign keys count where the harness is no superuser."""
+    def _in_order(self, oids: Set[int]) -> list[int]:
+        """Children before their parents: foreign keys count where the harness is no superuser.
+
+        Raises:
+            CycleError: tables have foreign keys to each other.
+        """
         if self._superuser:
             return list(oids)
-        wanted = set(oids)
         tables = self.level.tables
-        graph = {o: [p for p in tables[o].parents if p in wanted] for o in wanted if o in tables}
-        try:
-            parents_first = list(TopologicalSorter(graph).static_order())
-        except CycleError:
-            return [*wanted, 0]  # no table has this number: it can't be put back
-        return [*(wanted - graph.keys()), *reversed(parents_first)]
+        graph = {oid: oids & set(tables[oid].parents) if oid in tables else () for oid in oids}
+        return list(TopologicalSorter(graph).static_order())[::-1]
 
     def _clear_away(self, oids: Iterable[int], counted: Counts) -> bool:
         """Keep dead rows few. False where that takes longer than to replace the database."""
