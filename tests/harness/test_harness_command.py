@@ -52,6 +52,30 @@ def test_asks(table):
 """
 
 
+# A folder goes as soon as `status` looks into it, as that of a database does that a run drops.
+VANISHES = """\
+import os, runpy, sys
+import tests
+from tests.harness.environment import current
+
+folder = current.home / "data" / "vanishes"
+folder.mkdir()
+
+
+def vanish(event, arguments):
+    if event == "os.scandir" and os.fspath(arguments[0]) == str(folder):
+        folder.rmdir()
+
+
+sys.addaudithook(vanish)
+sys.argv[1:] = ["status"]
+try:
+    runpy.run_module("tests.harness", run_name="__main__")
+finally:
+    assert not folder.exists()
+"""
+
+
 def harness(project: Project, *words: str, status: int = 0) -> str:
     """What the command prints."""
     return project.tool("tests.harness", *words, status=status).output
@@ -63,7 +87,9 @@ def test_from_nothing_to_nothing(lean: Project) -> None:
 
     (lean.path / "tests" / "test_fails.py").write_text(FAILS)
     lean.pytest("--no-cov", "tests/test_fails.py", status=1, failed=1)
-    assert f"{lean.path} (this project): embedded server, stopped" in harness(lean, "status")
+    stopped = f"{lean.path} (this project): embedded server, stopped"
+    assert stopped in harness(lean, "status")
+    assert stopped in lean.run(lean.python, "-c", VANISHES).output
     # The database of the failed test comes first; a clone is made where there is none.
     assert "42" in harness(lean, "psql", "--", "-Atc", "SELECT answer FROM evidence")
     assert "psql: error" in harness(lean, "psql", "nowhere", "--", "-c", "SELECT 1", status=2)

@@ -12,7 +12,7 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -112,8 +112,17 @@ def _describe(home: Path) -> None:
     state = "running" if cluster.is_running() else "stopped"
     project = (home / "project").read_text(encoding="utf-8")
     mine = " (this project)" if home == environment.current.home else ""
-    size = sum(f.lstat().st_size for f in home.rglob("*") if f.is_file()) / 1e6
-    print(f"{project}{mine}: embedded server, {state}, {size:.0f} MB in {home}")
+    print(f"{project}{mine}: embedded server, {state}, {_size(home) / 1e6:.0f} MB in {home}")
+
+
+def _size(home: Path) -> int:
+    """Bytes of all files there. Those that go meanwhile don't count."""
+    total = 0
+    for folder, _, names in os.walk(home):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(folder, name)).st_size
+    return total
 
 
 def _list_databases(connection: Connection) -> None:
