@@ -6,11 +6,13 @@ or else the programs of the embedded one, run as a server of its own.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.conftest import Render
+from tests.faults.test_foreign import MARK
 from tests.harness.test_wider_fixtures import PASSED as WIDER_FIXTURES_PASSED
 from tests.harness.test_wider_fixtures import TESTS as WIDER_FIXTURES
 from tests.support import postgres
@@ -60,6 +62,15 @@ def test_service_without_pgvector_needs_neither_it_nor_a_superuser(rendered: Ren
     with running(service, pgvector=False) as server:
         env = {"TEST_DATABASE_URL": server.url("runner")}
         run = service.pytest("--no-cov", "-n", "2", env=env, passed=variant.passed)
+        # Of another project, and newer: what psql opens is this one's.
+        another = "app_g_ffffffffffffffff"
+        server.sql(f"CREATE DATABASE {another} OWNER runner CONNECTION LIMIT {MARK}")
+        server.sql(f"""COMMENT ON DATABASE {another} IS '{{"project": "/elsewhere"}}'""")
+        env |= {"PATH": f"{server.binaries}:{os.environ['PATH']}"}
+        query = "SELECT count(*) FROM customers"
+        opened = service.tool("tests.harness", "psql", "--", "-Atc", query, env=env)
+        assert opened.output.strip() == "5"
+        assert f"{another} " in service.tool("tests.harness", "status", env=env).output
     way = f"after a test: rows that were added are put back; {CLONE}: runner is no superuser"
     assert re.search(way, run.output)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import secrets
 import sys
@@ -20,7 +19,7 @@ import psycopg
 from . import environment
 from .errors import HarnessError
 from .golden import databases
-from .golden.databases import Connection, Database
+from .golden.databases import Connection
 from .layout import NAME, PACKAGE, ROOT, TESTS
 from .servers import guard
 from .servers import postgres as server
@@ -127,15 +126,11 @@ def _size(home: Path) -> int:
 
 def _list_databases(connection: Connection) -> None:
     for database in databases.ours(connection):
-        print(f"  {database.name:50s} {databases.KINDS[database.kind]}{_built(database)}")
-
-
-def _built(database: Database) -> str:
-    try:
-        notes = json.loads(database.comment)
-    except ValueError:
-        return ""
-    return f", built {notes.get('built', '?')} for {notes.get('project', '?')}"
+        notes = database.notes
+        built = (
+            f", built {notes.get('built', '?')} for {notes.get('project', '?')}" if notes else ""
+        )
+        print(f"  {database.name:50s} {databases.KINDS[database.kind]}{built}")
 
 
 def _psql(options: argparse.Namespace) -> int:
@@ -146,7 +141,7 @@ def _psql(options: argparse.Namespace) -> int:
         if name is None:
             found = databases.ours(connection)
             kept = [d.name for d in found if d.kind == "k"]
-            golden = [d.name for d in found if d.kind == "g"]
+            golden = [d.name for d in found if d.is_of_this_project]
             if kept:
                 name = kept[-1]
             elif golden:

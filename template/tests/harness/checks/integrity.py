@@ -10,7 +10,7 @@ SUMS = "SHA256SUMS"
 
 
 def sums(folder: Path) -> dict[str, str]:
-    """The hash of each file below a folder, by its path. Line ends are git's business, not ours.
+    """The hash of each Python and TOML file below a folder, by its path. Line ends are git's business.
 
     What editors and file managers leave about does not count.
     """

@@ -30,7 +30,7 @@ from ..layout import CONFTEST, ROOT
 from ..recipe import Recipe
 from ..waiting import polls
 from . import databases
-from .databases import Connection, Database
+from .databases import Connection
 from .digest import differences, digest
 from .fingerprint import Fingerprint, fingerprint, metadata
 
@@ -110,18 +110,10 @@ def _find(connection: Connection, name: str, wanted: Fingerprint) -> Golden | No
     """
     for database in databases.ours(connection):
         if database.name == name and database.sealed and database.valid:
-            notes = _notes(database)
+            notes = database.notes
             if notes.get("fingerprint") == wanted.value:
                 return Golden(name, notes["digest"], "reused")
     return None
-
-
-def _notes(database: Database) -> dict[str, Any]:
-    try:
-        notes = json.loads(database.comment)
-    except ValueError:
-        return {}
-    return notes if isinstance(notes, dict) else {}
 
 
 def _wait_for_build_lock(
@@ -144,10 +136,10 @@ def _wait_for_build_lock(
 
 def _why(connection: Connection, name: str, wanted: Fingerprint) -> str:
     """The reason for a build, in words."""
-    published = [(d, _notes(d)) for d in databases.ours(connection) if d.kind == "g"]
-    if any(d.name == name for d, _ in published):
+    published = [d for d in databases.ours(connection) if d.kind == "g"]
+    if any(d.name == name for d in published):
         return "the one there was damaged"
-    mine = [notes for _, notes in published if notes.get("project") == str(ROOT)]
+    mine = [d.notes for d in published if d.is_of_this_project]
     if not mine:
         return "there was none"
     last = max(mine, key=lambda notes: str(notes.get("built")))
@@ -357,11 +349,9 @@ def _publish(connection: Connection, temporary: str, name: str, comment: str) ->
 def _drop_old(connection: Connection, keep: str) -> None:
     """Drop golden databases that nobody will ask for again; one too many costs a rebuild."""
     old = datetime.now(UTC) - timedelta(days=_KEEP_DAYS)
-    published = [
-        (d, _notes(d)) for d in databases.ours(connection) if d.kind == "g" and d.name != keep
-    ]
-    mine = [d for d, notes in published if notes.get("project") == str(ROOT)]
-    expired = [d for d, notes in published if notes.get("built", "") < old.isoformat()]
+    published = [d for d in databases.ours(connection) if d.kind == "g" and d.name != keep]
+    mine = [d for d in published if d.is_of_this_project]
+    expired = [d for d in published if d.notes.get("built", "") < old.isoformat()]
     databases.drop(connection, {d.name: d for d in [*mine[: -(_KEEP - 1)], *expired]}.values())
 
 

@@ -34,7 +34,7 @@ from psycopg.conninfo import make_conninfo
 
 from ..environment import Environment
 from ..errors import HarnessError
-from ..layout import NAME
+from ..layout import NAME, ROOT
 from ..waiting import polls
 
 MAINTENANCE = "postgres"
@@ -118,6 +118,20 @@ class Database:
     def kind(self) -> str:
         """One of `KINDS`."""
         return self.name[4]
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What a golden one was published with; nothing where somebody wrote another comment."""
+        try:
+            notes = json.loads(self.comment)
+        except ValueError:
+            return {}
+        return notes if isinstance(notes, dict) else {}
+
+    @property
+    def is_of_this_project(self) -> bool:
+        """Whether it is a golden one of this project's: several may share a server."""
+        return self.notes.get("project") == str(ROOT)
 
 
 # What a server, a role or the shell may have set otherwise. Each value has one text, wherever it is read.

@@ -146,10 +146,9 @@ def _named(root: Path, path: Path) -> tuple[bytes, bytes]:
 
 
 def with_imports(root: Path, script: Path) -> set[Path]:
-    """A script and all files of the project that it imports, directly or not.
+    """A script and all files of the project that its import statements reach, directly or not.
 
-    Read from the source: what a seeder imports decides what it writes, and is easily forgotten in
-    a list.
+    What a seeder imports decides what it writes, and is easily forgotten in a list.
     """
     found: set[Path] = set()
     modules: set[tuple[str, ...]] = set()
