@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -21,6 +22,8 @@ CONCERNS = [
     "template/*.md*",
     "template/Makefile.jinja",
     "template/{{ package_name }}/config.py.jinja",
+    "*/harness/__init__.py",
+    "*/harness/development/__init__.py",
 ]
 
 DOCUMENTS = ["README.md", "AGENTS.md", "CHANGELOG.md", "docs/testing.md", "docs/operations.md"]
@@ -79,6 +82,22 @@ def test_operations_name_settings_that_exist(service: Project) -> None:
         lifetimes = {"JWT": 15 * 60, "SESSION": 30 * 24 * 3600, "PROOF": 3600}
         for name, seconds in lifetimes.items():
             assert settings[f"{name}_LIFETIME_SECONDS"] == seconds
+
+
+def test_map_of_the_harness_names_each_file() -> None:
+    """Its own, or the folder of files that are no modules of it."""
+    harness = ROOT / "template/tests/harness"
+    maps = [harness / "__init__.py", harness / "development/__init__.py"]
+    named = set(re.findall(r"\w+", "".join(str(ast.get_docstring(_parsed(m))) for m in maps)))
+    files = [path for path in harness.rglob("*.py") if not path.stem.startswith("__")]
+    assert len(files) > 50
+    for path in files:
+        is_module = (path.parent / "__init__.py").exists()
+        assert (path.stem if is_module else path.parent.name) in named, path
+
+
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def test_help_lists_each_target(service: Project) -> None:

@@ -4,14 +4,19 @@ Owned by the template, and replaced by its updates: override, don't edit. A serv
 itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code, follow a run:
 
     layout             where all of it lies in the project
-    files              those that nobody else may read
+    files, waiting     those that nobody else may read; by no clock that a test may stop
+    errors             what its user can act on
     environment        who this process is, and the URLs that the service gets
     shell              what of the user's shell tests see
     recipe             what the service says about itself
+    markers            which tests need a server
     servers/           guard: what is refused before anything is touched
-                       postgres, valkey: the embedded servers (locks: how processes share them;
-                       processes: how one is known again, and ended; loopback: ports, where a
-                       socket will not do; urls: their queries, for each driver)
+                       urls: what they ask for, as each driver has it
+                       postgres, valkey: the embedded servers
+                       binaries: their programs (user, namespace: as whom they run)
+                       processes: how one is known again, and ended
+                       locks: how processes share a server
+                       loopback: ports, where a socket will not do
                        psql: opened in a database
     golden/            databases: the names and marks of our databases, and how they go
                        fingerprint: what a golden database depends on (digest: what it holds)
@@ -24,7 +29,8 @@ itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code,
                        connections: those of the service, kept from test to test
                        statements: what a session remembers of one
     development/       what `make run` brings: such servers, and the service
-    checks/            offline: what tests can't reach (addresses: whether it is that)
+    checks/            offline: what tests can't reach, nor what they start (children/)
+                       addresses: whether it is that
                        versions: the oldest that will do
                        read_only: what is done without, where nothing can be written
                        tasks, uncommitted: what a test left, or had not committed
