@@ -61,7 +61,7 @@ def ensure(
     with server.connect() as connection:
         sweep(connection)
         _have_role(connection, server.role_password)
-        exists = _exists(connection)
+        exists = _look(connection) is not None
         notes = _notes(connection)
         made: list[str] = notes.get("accounts", [])
         before = _state(server, NAME) if exists else {}
@@ -94,8 +94,8 @@ def ensure(
 
 def is_closed(connection: Connection) -> bool:
     """Whether a migration was killed, or is being run by somebody else."""
-    query = "SELECT 1 FROM pg_database WHERE datname = %s AND NOT datallowconn"
-    return connection.execute(query, (NAME,)).fetchone() is not None
+    found = _look(connection)
+    return found is not None and not found[0]
 
 
 def sweep(connection: Connection) -> None:
@@ -120,9 +120,10 @@ def _have_role(connection: Connection, password: str) -> None:
         )
 
 
-def _exists(connection: Connection) -> bool:
-    query = "SELECT 1 FROM pg_database WHERE datname = %s"
-    return connection.execute(query, (NAME,)).fetchone() is not None
+def _look(connection: Connection) -> tuple[bool, str | None] | None:
+    """Whether the database lets anybody in, and what was noted of it; None if there is none."""
+    query = "SELECT datallowconn, shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s"
+    return connection.execute(query, (NAME,)).fetchone()
 
 
 def _allow(connection: Connection, whether: str) -> None:
@@ -159,7 +160,7 @@ def _publish(connection: Connection, fresh: str, notes: str) -> None:
     """Let one database take the other's place, with notes of what was done to it."""
     rename = sql.SQL("ALTER DATABASE {} RENAME TO {}")
     with connection.transaction():
-        if _exists(connection):
+        if _look(connection) is not None:
             old = sql.Identifier(f"{NAME}_{secrets.token_hex(4)}")
             connection.execute(rename.format(sql.Identifier(NAME), old))
         connection.execute(rename.format(sql.Identifier(fresh), sql.Identifier(NAME)))
@@ -170,10 +171,9 @@ def _publish(connection: Connection, fresh: str, notes: str) -> None:
 
 def _notes(connection: Connection) -> dict[str, Any]:
     """What was noted when it took its place."""
-    query = "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s"
-    row = connection.execute(query, (NAME,)).fetchone()
+    _, notes = _look(connection) or (False, None)
     try:
-        return dict(json.loads(row[0])) if row and row[0] else {}
+        return dict(json.loads(notes)) if notes else {}
     except ValueError:
         return {}
 

@@ -26,8 +26,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,15 +164,10 @@ class EmbeddedServer:
         Raises:
             HarnessError: it can't be stopped.
         """
-        self._mutex.acquire(timeout=_MUTEX_SECONDS)
-        try:
-            self._users.release()
-            if self._users.try_acquire():
+        with self._left() as alone:
+            if alone:
                 self._stop_process(signal.SIGINT)
                 self._forget_failures()
-        finally:
-            self._users.release()
-            self._mutex.release()
 
     def discard(self) -> None:
         """Delete a cluster that turned out to be damaged; `start()` makes a new one.
@@ -180,15 +175,21 @@ class EmbeddedServer:
         Raises:
             HarnessError: another run uses it.
         """
-        self._mutex.acquire(timeout=_MUTEX_SECONDS)
-        try:
-            self._users.release()
-            if not self._users.try_acquire():
+        with self._left() as alone:
+            if not alone:
                 raise HarnessError(
                     f"The cluster in {self.data} is damaged, and another run uses it. Stop that run, then run again."
                 )
             self._stop_process(signal.SIGQUIT)
             _remove(self.data)
+
+    @contextmanager
+    def _left(self) -> Iterator[bool]:
+        """Use it no more. Whether nobody else does, which stays so until the end of the block."""
+        self._mutex.acquire(timeout=_MUTEX_SECONDS)
+        try:
+            self._users.release()
+            yield self._users.try_acquire()
         finally:
             self._users.release()
             self._mutex.release()

@@ -16,8 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -173,15 +173,10 @@ class ExternalRedis:
         Raises:
             HarnessError: the server is gone.
         """
-        import redis
-
-        try:
-            with self._client.pipeline(transaction=True) as both:
-                both.flushdb()
-                both.set(_OURS, self._environment.run)
-                both.execute()
-        except redis.RedisError as error:
-            raise HarnessError(f"The Redis of TEST_REDIS_URL is gone: {error}") from error
+        with _explained(), self._client.pipeline(transaction=True) as both:
+            both.flushdb()
+            both.set(_OURS, self._environment.run)
+            both.execute()
 
     def stop(self) -> None:
         """Leave no key.
@@ -189,14 +184,18 @@ class ExternalRedis:
         Raises:
             HarnessError: the server is gone.
         """
-        import redis
-
-        try:
+        with closing(self._client), _explained():
             self._client.flushdb()
-        except redis.RedisError as error:
-            raise HarnessError(f"The Redis of TEST_REDIS_URL is gone: {error}") from error
-        finally:
-            self._client.close()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    import redis
+
+    try:
+        yield
+    except redis.RedisError as error:
+        raise HarnessError(f"The Redis of TEST_REDIS_URL is gone: {error}") from error
 
 
 RedisServer = EmbeddedRedis | ExternalRedis
