@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -45,3 +46,14 @@ def test_children_hear_each_signal(way: str) -> None:
     )
     assert before == ignored
     assert not after
+
+
+def test_what_make_was_given_is_not_given_to_others(tmp_path: Path) -> None:
+    """`make test ARGS=…`, whose tests run `make`."""
+    told = "from tests.support.environment import foreign; print(*foreign())"
+    (tmp_path / "Makefile").write_text(f"test:\n\t@'{sys.executable}' -c '{told}'\n")
+    given = ["ARGS=-k 'a=b or c' DEST=x", "ANSWERS=-d ci=none"]
+    make = ("make", "-s", "-f", tmp_path / "Makefile")
+    names = run(*make, *given, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}).output.split()
+    assert {"ANSWERS", "ARGS", "MAKEFLAGS", "PYTHONPATH"} <= set(names)
+    assert not {"DEST", "PATH"} & set(names)
