@@ -96,7 +96,9 @@ def test_release_is_made(followed: Path) -> None:
     dated = f"## [{VERSION}] - {date.today().isoformat()}"
     changelog.write_text(changelog.read_text().replace(heading, dated, 1))
     commit(followed, f"Release {VERSION}")
-    assert f"tagged {VERSION}" in release(followed, VERSION, status=0).output
+    assert "`git push origin main 2.1.0`" in section(RELEASE)
+    said = release(followed, VERSION, status=0).output.strip().splitlines()[-1]
+    assert said == f"tagged {VERSION}. What next: git push origin main {VERSION}"
     assert "`use_example`: an example." in release(followed, "--notes", VERSION, status=0).output
 
 

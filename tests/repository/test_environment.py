@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests.support.command import run
-from tests.support.environment import hermetic_environment
 from tests.support.machine import linux_only
 from tests.support.template import ROOT
 
@@ -49,15 +48,12 @@ def test_children_hear_each_signal(way: str) -> None:
     assert not after
 
 
-def test_what_make_is_told_reaches_no_make_of_a_render(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """As `make test ARGS="-k development"` would tell each `make run`."""
-    rules = (ROOT / "template/Makefile.jinja").read_text()
-    set_there = re.findall(r"^(?:define )?([A-Z]+)\b", rules, re.M)
-    told = {*re.findall(r"\$\((?:if \$\()?([A-Z]+)\)", rules)} - {*set_there}
-    assert told >= {"ARGS", "FORCE"}
-    for name in told:
-        monkeypatch.setenv(name, "of the outer make")
-    changes = hermetic_environment(tmp_path)
-    assert {name for name in told if changes.get(name, "") is not None} == set()
+def test_what_make_was_given_is_not_given_to_others(tmp_path: Path) -> None:
+    """`make test ARGS=…`, whose tests run `make`."""
+    told = "from tests.support.environment import foreign; print(*foreign())"
+    (tmp_path / "Makefile").write_text(f"test:\n\t@'{sys.executable}' -c '{told}'\n")
+    given = ["ARGS=-k 'a=b or c' DEST=x", "ANSWERS=-d ci=none"]
+    make = ("make", "-s", "-f", tmp_path / "Makefile")
+    names = run(*make, *given, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}).output.split()
+    assert {"ANSWERS", "ARGS", "MAKEFLAGS", "PYTHONPATH"} <= set(names)
+    assert not {"DEST", "PATH"} & set(names)

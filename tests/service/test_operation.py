@@ -41,8 +41,10 @@ from tests.support.running import (
     tokens_of,
 )
 from tests.support.small import wait_until
+from tests.support.template import ROOT
 
 CONCERNS = [
+    "CHANGELOG.md",
     "template/compose.yaml.jinja",
     "template/docs/operations.md.jinja",
     "template/migrations/*",
@@ -452,6 +454,27 @@ def test_the_database_of_compose_is_the_services_and_it_is_no_superuser(
             "PGPASSWORD": password,
         },
     )
+
+
+def test_the_database_of_a_compose_from_before_is_given_to_the_service(
+    project: Project, server: Server
+) -> None:
+    """By what CHANGELOG.md says: the tables of 1.0.0 were a superuser's."""
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    (given,) = re.findall(r"^```sql\n(CREATE ROLE service .*?)^```$", changelog, re.M | re.S)
+    server.sql("CREATE DATABASE app")
+    env = {
+        "ENVIRONMENT": "production",
+        "JWT_SECRET": SECRET,
+        "REDIS_URL": "redis://127.0.0.1:1",
+        "DATABASE_URL": server.url(database="app"),
+    }
+    project.tool("alembic", "upgrade", "0001", env=env)
+    project.tool("app.coordinator.setup", env=env)
+    server.sql(given, database="app")
+    works_with(project, env | {"DATABASE_URL": server.url("service", "app")})
+    owners = "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'"
+    assert server.sql(owners, database="app") == ["service"]
 
 
 def test_a_package_is_called_as_sql_calls_something(rendered: Render, server: Server) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sys
@@ -29,7 +30,6 @@ GIT_CONFIG = """\
 # What a shell, an editor, a git hook, make or an outer pytest sets, and a render must not see.
 FOREIGN_PREFIXES = ("GIT_", "COV_CORE_", "PYTEST_XDIST_", "MAKE", "UV_PROJECT", "UV_RUN_")
 FOREIGN_NAMES = {
-    *("ARGS", "FORCE"),  # of the `make test` that runs these: make exports them
     "BUILD_NUMBER",  # by this and by CI, pytest decides to print each failure a second time
     "CI",
     "DATABASE_URL",
@@ -77,7 +77,7 @@ def hermetic_environment(home: Path) -> dict[str, str | None]:
     git_config = home / "gitconfig"
     git_config.write_text(GIT_CONFIG)
     return {
-        **{name: None for name in os.environ if _is_foreign(name)},
+        **dict.fromkeys(foreign()),
         "UV": uv,
         "UV_CACHE_DIR": run(uv, "cache", "dir", cwd=home).output.strip(),
         "PIP_CACHE_DIR": _pip_cache(home),
@@ -105,8 +105,19 @@ def let_children_hear() -> None:
             signal.signal(number, lambda *_: None)
 
 
-def _is_foreign(name: str) -> bool:
-    return name in FOREIGN_NAMES or name.startswith(FOREIGN_PREFIXES)
+def foreign() -> set[str]:
+    """The variables of this process that a render must not see.
+
+    What make is given on its command line, such as ARGS, it exports: another make would take it
+    for its own. The words of MAKEFLAGS say what that was; a blank within one has a backslash.
+    """
+    _, _, given = os.environ.get("MAKEFLAGS", "").partition("-- ")
+    of_make = re.findall(r"(?<!\S)(?<!\\ )(\w+)=", given)
+    return {
+        name
+        for name in os.environ
+        if name in FOREIGN_NAMES or name in of_make or name.startswith(FOREIGN_PREFIXES)
+    }
 
 
 def _pip_cache(home: Path) -> str:

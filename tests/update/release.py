@@ -71,7 +71,7 @@ def release(version: str) -> int:
         print(f"{version} was not tagged: the tests failed", file=sys.stderr)
         return 1
     git("tag", "--annotate", "--message", f"Release {version}", version)
-    print(f"tagged {version}. What next: git push origin {version}")
+    print(f"tagged {version}. What next: git push origin main {version}")
     return 0
 
 

@@ -15,21 +15,21 @@ _SENTENCE_END = re.compile(r"[.!?;](?= |$|\n)|\n")
 _NOT = r"(?:not|never|neither|nor|cannot|hardly|[a-z]{2,6}n't|(?:is|are|was|were|ca|do|does)nt)"
 # Words that may stand between the negation and the phrase. "only", "just" and "merely" are missing
 # on purpose: "not only risk-free but …" is a promise.
+_SMALL_WORD = (
+    r"an?|the|any|as|be|been|being|entirely|completely|totally|fully|wholly|truly|really|actually"
+    r"|ever|always|necessarily|100%|considered|described|regarded|seen|sold|in fact|of course"
+    r"|however|at all|such"
+)
 _FILLER = (
-    r"(?:an?|the|any|all|as|is|are|was|were|be|been|being|entirely|completely|totally|fully|wholly"
-    r"|truly|really|actually|ever|always|necessarily|100%|considered|described|called|regarded|seen|sold"
-    r"|in fact|of course|however|at all|such|so-called|you|it|this|that|these|they|them|product"
-    r"|products|investment|investments)"
+    rf"(?:{_SMALL_WORD}|all|is|are|was|were|called|so-called|you|it|this|that|these|they|them"
+    r"|products?|investments?)"
 )
 _FILLERS = rf"(?:[ ,\"']{{1,3}}{_FILLER}){{0,5}}[ ,\"'(]{{1,3}}$"
 
 _BEFORE = [
     # "is not (entirely) risk-free", "isn't a risk-free …", "far from risk-free"
     re.compile(
-        rf"\b(?:{_NOT}|far from|no longer)(?:[ ,\"']{{1,3}}"
-        r"(?:an?|the|any|as|be|been|being|entirely|completely|totally|fully|wholly|truly|really"
-        r"|actually|ever|always|necessarily|100%|considered|described|regarded|seen|sold|in fact"
-        r"|of course|however|at all|such)){0,4}[ ,\"'(]{1,3}$"
+        rf"\b(?:{_NOT}|far from|no longer)(?:[ ,\"']{{1,3}}(?:{_SMALL_WORD})){{0,4}}[ ,\"'(]{{1,3}}$"
     ),
     # "no such thing as a risk-free …", "there are no guaranteed returns"
     re.compile(r"\bno(?: such thing as)?(?: an?| any)?[ \"'(]{1,2}$"),

@@ -60,7 +60,6 @@ async def hand_off(state: State, runtime: Runtime[Tools]) -> dict[str, Any]:
     return {
         "escalation_id": response.metadata["escalation_id"],
         "escalation_is_ours": response.metadata["thread_id"] == state["thread_id"],
-        "acknowledgement": response.content,
     }
 
 

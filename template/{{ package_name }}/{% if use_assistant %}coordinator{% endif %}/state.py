@@ -36,7 +36,6 @@ class State(TypedDict, total=False):
     sources: list[str]
     escalation_id: int
     escalation_is_ours: bool
-    acknowledgement: str
     decision: Decision
     reply: str
     compliance: dict[str, Any]
