@@ -556,10 +556,10 @@ def test_settings_of_libpq_do_not_lead_elsewhere(server: Server, small: Small) -
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
 def test_server_as_others_configured_it(encoding: str, server: Server, small: Small) -> None:
     odd = ("DateStyle=German", "TimeZone=Asia/Kathmandu", "bytea_output=escape", "fsync=off")
-    limits = ("statement_timeout=4s", "lock_timeout=3s", "idle_session_timeout=3s")
+    limits = ("statement_timeout=2s", "lock_timeout=1s", "idle_session_timeout=1s")
     with postgres.running(server.binaries, *odd, *limits, encoding=encoding) as other:
         passed(small.outcome(TEST_DATABASE_URL=other.url()))
-        passed(small.outcome(TEST_DATABASE_URL=other.url(), LINGER="4"))
+        passed(small.outcome(TEST_DATABASE_URL=other.url(), LINGER="2"))
 
 
 # Each switch the other way round, and each choice another one.

@@ -213,7 +213,9 @@ def test_each_attempt_begins_clean_and_is_judged_alone(extended: Small) -> None:
     extended.harness("clean")
 
 
-@pytest.mark.parametrize("scope", ["function", "module", "session"])
+@pytest.mark.parametrize(
+    "scope", ["function", pytest.param("module", marks=pytest.mark.slow), "session"]
+)
 def test_clock_that_is_stopped(scope: str, extended: Small) -> None:
     outcome = extended.tried(FROZEN, SCOPE=scope, timeout=60)
     assert outcome.counts == {"passed": 30, "error": 10}, outcome.output

@@ -209,7 +209,7 @@ def check_document(
     assert (int(followed[1]) >= len(LINKS)) == (who == "staff"), followed[0]
 
 
-@pytest.mark.parametrize("who", ["nobody", "staff"])
+@pytest.mark.parametrize("who", [pytest.param("nobody", marks=pytest.mark.slow), "staff"])
 def test_each_answer_is_as_documented(
     who: str, service: Service, there: Production, tmp_path: Path
 ) -> None:

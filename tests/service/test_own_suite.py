@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import Render
 from tests.support.once import made_once
 from tests.support.project import Project, install
-from tests.variants import MIGRATIONS, ONE_FILE, VARIANTS
+from tests.variants import MIGRATIONS, VARIANTS
 
 CONCERNS = [
     "template/{{ package_name }}/*",
@@ -20,24 +20,25 @@ CONCERNS = [
     "template/*ingest.py*",
 ]
 
-# Coverage doubles a run's time: the variants with all features and with none show that it works.
-COVERED = ("defaults", "all off")
+# Coverage doubles a run's time.
+COVERED = ("all off",)
 
 # Options of a second run, and how many tests it passes. At random, by two workers: see
 # test_leftovers.py.
-SHORT = VARIANTS["no assistant"]
+SHORT = VARIANTS["all off"]
+ONE_FILE = (["tests/integration/test_customers.py"], 87)
 RUNS = {
     "in order": (["-p", "no:randomly"], SHORT.passed),
     "one file": ONE_FILE,
 }
 
 
-# Of features that are left out alone, which the variant with none shows as well.
-SLOW = ("no pgvector", "no assistant")
+# With all features and with none.
+QUICK = ("defaults", "all off")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in VARIANTS]
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in VARIANTS]
 )
 def test_suite_is_green(name: str, rendered: Render, tmp_path: Path) -> None:
     """In an environment that holds what the variant itself depends on, and nothing else."""

@@ -85,8 +85,8 @@ def hermetic_environment(home: Path) -> dict[str, str | None]:
         "COPIER_SETTINGS_PATH": str(copier_settings),
         "GIT_CONFIG_GLOBAL": str(git_config),
         "GIT_CONFIG_NOSYSTEM": "1",
-        # One environment serves all variants: a plugin of one makes the runs of each begin late.
-        "PYTEST_ADDOPTS": "-p no:langsmith_plugin",
+        # One environment serves all variants: plugins of one make the runs of each begin late.
+        "PYTEST_ADDOPTS": "-p no:langsmith_plugin -p no:valkey",
         "NO_COLOR": "1",
         "FORCE_COLOR": None,
         "LC_ALL": "C.UTF-8",

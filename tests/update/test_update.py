@@ -271,7 +271,8 @@ def merge_code(project: Project, to: str) -> None:
     update(project, "-a", CODE_ANSWERS, to=to)
 
 
-@pytest.mark.parametrize("variant", quick("all off", of=VARIANTS))
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_code_of_an_untouched_project_becomes_that_of_a_fresh_one(
     variant: str, scaffold: Scaffold, fresh: Rendered, versions: Path
 ) -> None:
@@ -333,6 +334,7 @@ def test_code_that_has_lived_is_merged(
     assert new.keys() - old.keys() <= after.keys()
 
 
+@pytest.mark.slow
 def test_features_are_switched_where_the_code_is_as_new_as_the_rest(scaffold: Scaffold) -> None:
     project = scaffold(PRESENT, **ALL_OFF)
     update(project)

@@ -31,6 +31,7 @@ SEPARATE = 40  # are written into a file, each as a test of its own
 MANY = 2000  # programs have all statements among them
 NUMBER = int(os.environ.get("PROGRAMS", "300"))
 SEED = int(os.environ.get("PROGRAMS_SEED", "1"))
+PARTS = int(os.environ.get("PROGRAMS_PARTS", "1"))  # each has so many programs, and may have a worker of its own
 TRIES = 3  # for programs whose end is not certain
 
 
@@ -207,11 +208,12 @@ def check_seed(world: World, number: int) -> None:
     check()
 
 
-def test_programs(world: World) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_programs(part: int, world: World) -> None:
     """From many seeds: Hypothesis draws the first ten afresh, and varies them from then on."""
     world.passed.clear()
     world.statements.clear()
-    seeds = itertools.count(SEED)
+    seeds = itertools.count(SEED + part * NUMBER)
     while len(world.passed) < NUMBER:
         check_seed(world, next(seeds))
     missing = KINDS - world.steps
