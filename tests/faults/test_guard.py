@@ -570,14 +570,24 @@ ODD = """
     FROM pg_settings
     WHERE context = 'user' AND vartype IN ('bool', 'enum')
       AND cardinality(enumvals) IS DISTINCT FROM 1
-      AND name !~ '^(default_)?transaction_(read_only|isolation|deferrable)'
+      AND name !~ '^transaction_(read_only|isolation|deferrable)'
 """
 
-# Of what the role has, tests see nothing: the limits are the harness's own.
+# Of what the role has, tests see nothing: the limits are the harness's own. Nor does the harness.
 NOTHING_ODD = """\
 import os
 
 import psycopg
+
+from tests.harness.environment import current
+from tests.harness.golden import databases
+
+
+def test_settings_of_the_harness():
+    with databases.connect(current) as connection:
+        odd = connection.execute("SELECT name FROM pg_settings WHERE source = 'user'")
+        assert odd.fetchall() == []
+        assert connection.execute("SHOW exit_on_error").fetchone() == ("off",)
 
 
 def test_settings():
@@ -614,7 +624,7 @@ def test_role_as_others_configured_it(server: Server, small: Small) -> None:
         server.sql(setting)
     url = server.url("Its%40odd-n%C3%A4me")
     passed(small.outcome(TEST_DATABASE_URL=url, LINGER="1.5"))
-    assert small.tried(NOTHING_ODD, TEST_DATABASE_URL=url).counts == {"passed": 1}
+    assert small.tried(NOTHING_ODD, TEST_DATABASE_URL=url).counts == {"passed": 2}
 
 
 def test_seeder_does_not_see_another_spelling_of_the_variable(server: Server, small: Small) -> None:

@@ -150,6 +150,20 @@ _SETTINGS = {
     "transaction_timeout": "0",
 }
 
+# Those that this version of Postgres has; and of what somebody has set for our role, nothing but the
+# role that it takes, which pg_settings does not show.
+_SET = """
+    SELECT set_config(name, value, false) FROM (
+        SELECT * FROM jsonb_each_text(%(wanted)s) AS wanted(name, value)
+        WHERE current_setting(name, true) IS NOT NULL
+        UNION ALL
+        SELECT name, boot_val FROM pg_settings
+        WHERE EXISTS (SELECT FROM pg_db_role_setting WHERE setdatabase = 0)  -- spares the reading of all
+          AND source IN ('global', 'user') AND NOT %(wanted)s::jsonb ? name
+          AND (context = 'user' OR context = 'superuser' AND current_setting('is_superuser')::bool)
+    ) AS settings
+"""
+
 FULL = re.compile("too many (?:clients|connections)|connection slots")
 """What a server says when all its connections are taken."""
 
@@ -182,15 +196,7 @@ def connect(
                 client_encoding="UTF8",  # of SQL_ASCII, psycopg makes bytes
                 prepare_threshold=None,  # after each DDL, psycopg would have to forget them
             )
-            # Those that this version of Postgres has.
-            connection.execute(
-                """
-                SELECT set_config(name, value, false)
-                FROM jsonb_each_text(%s::jsonb) AS wanted(name, value)
-                WHERE current_setting(name, true) IS NOT NULL
-                """,
-                (json.dumps(_SETTINGS),),
-            )
+            connection.execute(_SET, {"wanted": json.dumps(_SETTINGS)})
         except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
             full = FULL.search(str(error))
             if full and waited < patience:
@@ -302,7 +308,7 @@ def create(connection: Connection, name: str, template: str) -> None:
 
 # What somebody has set for our role, or for every role, and what it is otherwise.
 _OF_OUR_ROLE = """
-    SELECT name, boot_val FROM pg_settings WHERE name <> 'role' AND name IN (
+    SELECT name, boot_val FROM pg_settings WHERE name IN (
         SELECT split_part(setting, '=', 1) FROM pg_db_role_setting, unnest(setconfig) setting
         WHERE setdatabase = 0 AND (setrole = 0 OR pg_get_userbyid(setrole) = session_user))
       AND (context = 'user' OR context = 'superuser' AND current_setting('is_superuser')::bool)
