@@ -555,7 +555,10 @@ def test_settings_of_libpq_do_not_lead_elsewhere(server: Server, small: Small) -
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
 def test_server_as_others_configured_it(encoding: str, server: Server, small: Small) -> None:
-    odd = ("DateStyle=German", "TimeZone=Asia/Kathmandu", "bytea_output=escape", "fsync=off")
+    odd = (
+        *("DateStyle=German", "TimeZone=Asia/Kathmandu", "bytea_output=escape", "fsync=off"),
+        "exit_on_error=on",
+    )
     limits = ("statement_timeout=2s", "lock_timeout=1s", "idle_session_timeout=1s")
     with postgres.running(server.binaries, *odd, *limits, encoding=encoding) as other:
         passed(small.outcome(TEST_DATABASE_URL=other.url()))

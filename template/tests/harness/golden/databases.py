@@ -143,6 +143,7 @@ _SETTINGS = {
     "bytea_output": "hex",
     "standard_conforming_strings": "on",
     "default_transaction_isolation": "read committed",
+    "exit_on_error": "off",
     "statement_timeout": "0",
     "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
