@@ -553,7 +553,7 @@ def test_settings_of_libpq_do_not_lead_elsewhere(server: Server, small: Small) -
     assert not visits
 
 
-@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", pytest.param("LATIN1", marks=pytest.mark.slow)])
 def test_server_as_others_configured_it(encoding: str, server: Server, small: Small) -> None:
     odd = (
         *("DateStyle=German", "TimeZone=Asia/Kathmandu", "bytea_output=escape", "fsync=off"),

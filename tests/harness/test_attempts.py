@@ -214,7 +214,7 @@ def test_each_attempt_begins_clean_and_is_judged_alone(extended: Small) -> None:
 
 
 @pytest.mark.parametrize(
-    "scope", ["function", pytest.param("module", marks=pytest.mark.slow), "session"]
+    "scope", [*(pytest.param(s, marks=pytest.mark.slow) for s in ("function", "module")), "session"]
 )
 def test_clock_that_is_stopped(scope: str, extended: Small) -> None:
     outcome = extended.tried(FROZEN, SCOPE=scope, timeout=60)

@@ -54,7 +54,7 @@ def folders(tmp_path: Path) -> dict[str, str | None]:
 def test_nothing_runs_or_lies_about_afterwards(
     project: Project, folders: dict[str, str | None]
 ) -> None:
-    """One file alone, then all with two workers, which start from what the first run kept.
+    """One file alone, then all that need a server with two workers, from what the first run kept.
 
     In a shell that is set up for other things, all of which name one listener: nobody comes there.
     """
@@ -64,7 +64,11 @@ def test_nothing_runs_or_lies_about_afterwards(
     files, passed = ONE_FILE
     for options, story, counts in (
         (files, "built", {"passed": passed}),
-        (["-n", "2"], "reused", {"passed": DEFAULTS.passed, "skipped": LLM}),
+        (
+            ["-n", "2", "-m", "integration"],
+            "reused",
+            {"passed": DEFAULTS.integration, "skipped": LLM},
+        ),
     ):
         mark = new_mark()
         with counting() as (port, came):

@@ -33,15 +33,16 @@ def reader(tmp_path: Path, template: Path, python: Path) -> Iterator[Reader]:
         yield reader
 
 
-def test_recording_of_make_service(reader: Reader) -> None:
-    """All that it shows, but for the numbers, from a run of the three tests that it names.
+def test_recording_of_make_service_counts_its_tests() -> None:
+    """As many as test_own_suite.py counts."""
+    there = counted("\n".join(text_of(SERVICE.read_text())))
+    assert there == {"passed": DEFAULTS.passed, "skipped": DEFAULTS.skipped}, AGAIN
 
-    How many tests pass in the whole suite is what test_own_suite.py counts.
-    """
+
+@pytest.mark.slow
+def test_recording_of_make_service(reader: Reader) -> None:
+    """All that it shows, but for the numbers, from a run of the three tests that it names."""
     there = text_of(SERVICE.read_text())
-    assert counted("\n".join(there)) == {"passed": DEFAULTS.passed, "skipped": DEFAULTS.skipped}, (
-        AGAIN
-    )
     clone = reader.place("in a clone")
     now = record_service(clone, {"PATH": reader.path}, " ".join(SHOWN_TESTS))
     assert shown(now, figures="0") == shown_lines(there, figures="0"), AGAIN

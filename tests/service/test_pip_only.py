@@ -7,6 +7,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Render
 from tests.support.embedded import remove_clusters
 from tests.support.project import Project
@@ -21,6 +23,7 @@ def path_without_uv() -> str:
     return os.pathsep.join(f for f in folders if not shutil.which("uv", path=f))
 
 
+@pytest.mark.slow
 def test_service_is_installed_and_tested_with_pip_alone(rendered: Render, tmp_path: Path) -> None:
     variant = VARIANTS["all off"]
     project = rendered(**variant.answers).copy_to(tmp_path / "service")

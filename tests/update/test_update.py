@@ -351,8 +351,9 @@ def test_features_are_switched_where_the_code_is_as_new_as_the_rest(scaffold: Sc
     assert files(project.path)[CODE_ANSWERS] == files(project.path)[ANSWERS_FILE]
 
 
-@pytest.mark.parametrize("variant", quick("defaults", of=["defaults", "all off"]))
-@pytest.mark.parametrize("feature", quick("use_redis", of=FEATURES))
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["defaults", "all off"])
+@pytest.mark.parametrize("feature", FEATURES)
 def test_feature_is_switched(
     feature: str, variant: str, scaffold: Scaffold, fresh: Rendered
 ) -> None:
@@ -449,6 +450,7 @@ exec {git} "$@"
 """
 
 
+@pytest.mark.slow
 def test_interrupted_update_is_repeated(scaffold: Scaffold, tmp_path: Path) -> None:
     project = scaffold(PRESENT)
     before = live_in(project)
