@@ -27,8 +27,8 @@ UNSEEN = (
     "\U000e0000-\U000e00ff"
 )
 # In the scripts from Arabic to Mongolian, two of them belong into words: \u200c and \u200d join and
-# divide letters.
-CHARACTER = rf"(?:[\u0600-\u18af][\u200c\u200d]|[^{UNSEEN}])"
+# divide letters. \u1680 is a space, and taken off a name's ends before this is asked.
+CHARACTER = rf"(?:[\u0600-\u167f\u1681-\u18af][\u200c\u200d]|[^{UNSEEN}])"
 
 Name = Annotated[
     str,

@@ -7,8 +7,9 @@ and `statements.py` tells whether it leaves something that a session remembers (
 tables, listeners, locks, …). If so, or after another codec, a connection is closed for real. On other
 loops, in threads and by other drivers, all are opened as anywhere.
 
-What a connection wrote must have been counted when it is kept (see `changes.py`): the end of each
-transaction asks for that, in the same round trip.
+What a connection wrote must have been counted when it is kept (see `changes.py`). The end of a
+transaction asks for that, in the same round trip, as the driver ends it; if anything is sent after that,
+or a transaction ends in other words, the connection is closed for real.
 
 The driver's prepared statements and the last value of a sequence are kept, as any pool keeps them.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import select
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -31,6 +33,9 @@ _KEPT = 5  # as many as SQLAlchemy's own pool keeps
 
 _COUNT = " SELECT pg_stat_force_next_flush()"
 _ENDS_OF_TRANSACTIONS = ("COMMIT;", "ROLLBACK;")  # as asyncpg sends them
+
+SENDS = ("bind", "bind_execute", "bind_execute_many", "copy_in", "copy_out", "execute", "query")
+"""The methods of asyncpg's protocol by which statements are run."""
 
 
 class KeptConnections:
@@ -153,9 +158,8 @@ class KeptConnections:
 
 
 def _opened(record: Any) -> None:
-    """What a connection was told until now, each is that the engine opens."""
     if type(record.driver_connection) is _Watched:
-        record.driver_connection.is_opened = True
+        record.driver_connection.opened()
 
 
 def _may_have(pool: Any, record: Any) -> bool:
@@ -170,13 +174,19 @@ def _is_ordinary(pool: Any) -> bool:
 
 
 class _Watched(asyncpg.Connection):  # type: ignore[misc]
-    """Knows whether it is like new."""
+    """Knows whether it is like new, and whether what it wrote has been counted."""
 
-    __slots__ = ("_keeper", "_plain", "is_opened")
+    __slots__ = ("_is_counted", "_keeper", "_plain", "is_opened")
 
     def begin(self, keeper: KeptConnections) -> None:
         self._keeper = keeper
-        self._plain, self.is_opened = True, False
+        self._plain, self._is_counted, self.is_opened = True, True, False
+        for name in SENDS:
+            setattr(self._protocol, name, partial(self._sends, name, getattr(self._protocol, name)))
+
+    def opened(self) -> None:
+        """What it was told until now, each is that the engine opens."""
+        self._is_counted = self.is_opened = True
 
     def is_dead(self) -> bool:
         """Whether it is closed, or the server said something unasked, such as that it ends."""
@@ -187,7 +197,7 @@ class _Watched(asyncpg.Connection):  # type: ignore[misc]
         return bool(poll.poll(0))
 
     def is_like_new(self) -> bool:
-        """Whether nothing was done with it that a session remembers."""
+        """Whether nothing was done with it that a session remembers, or that was not counted."""
         callbacks = (
             self._listeners,
             self._log_listeners,
@@ -196,38 +206,34 @@ class _Watched(asyncpg.Connection):  # type: ignore[misc]
         )
         return (
             self._plain
+            and self._is_counted
             and not any(callbacks)
             and not self.is_closed()
             and not self.is_in_transaction()
         )
 
-    def _is_within(self) -> bool:
-        """Whether it is in a transaction; one that is closed is in none."""
-        return not self.is_closed() and bool(self.is_in_transaction())
+    def _sends(self, name: str, send: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Whatever is sent comes by here: to run something, by whichever method."""
+        self._is_counted = False
+        self._plain &= not name.startswith("copy")  # in a statement that is not looked at
+        return send(*args, **options)
 
     async def execute(self, query: str, *args: Any, **options: Any) -> Any:
         self._watch(query)
-        if query in _ENDS_OF_TRANSACTIONS:
-            query += _COUNT
-        return await super().execute(query, *args, **options)
+        if query not in _ENDS_OF_TRANSACTIONS:
+            return await super().execute(query, *args, **options)
+        done = await super().execute(query + _COUNT, *args, **options)
+        self._is_counted = True
+        return done
 
     async def _get_statement(self, query: str, *args: Any, **options: Any) -> Any:
         self._watch(query)
         return await super()._get_statement(query, *args, **options)
 
-    async def _copy_in(self, *args: Any, **options: Any) -> Any:
-        self._plain &= self._is_within()
-        return await super()._copy_in(*args, **options)
-
-    async def _copy_in_records(self, *args: Any, **options: Any) -> Any:
-        self._plain &= self._is_within()
-        return await super()._copy_in_records(*args, **options)
-
     def _watch(self, query: str) -> None:
-        """All that is sent as SQL comes by here."""
+        """The text of each statement comes by here, before it is sent the first time."""
         effect = self._keeper.names.effect(query)
-        # Outside a transaction, nobody asks to have it counted.
-        self._plain &= effect.leaves_nothing and (self._is_within() or query.startswith("BEGIN"))
+        self._plain &= effect.leaves_nothing
         if effect.defines:
             self._keeper.doubt()
         if effect.hides:
