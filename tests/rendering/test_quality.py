@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Render
 from tests.support.once import locked
 from tests.support.project import Project
 
@@ -29,6 +30,17 @@ VIOLATIONS = {
 def test_render_passes_formatter_and_linter(combination: Project) -> None:
     combination.tool("ruff", "format", "--check", "--diff", "--no-cache", ".")
     combination.tool("ruff", "check", "--no-cache", ".")
+
+
+@pytest.mark.parametrize("redis", [True, False])
+@pytest.mark.parametrize("letters", [1, 30])
+def test_lines_with_the_packages_name_are_formatted(
+    letters: int, redis: bool, rendered: Render
+) -> None:
+    """The shortest and the longest name that there may be."""
+    project = rendered(package_name="n" * letters, use_redis=redis)
+    project.tool("ruff", "format", "--check", "--diff", "--no-cache", ".")
+    project.tool("ruff", "check", "--no-cache", ".")
 
 
 def test_render_passes_strict_type_checker(combination: Project, mypy_cache: Path) -> None:

@@ -57,6 +57,7 @@ ERRORS = (
     asyncpg.InternalClientError,
     psycopg.Error,
     OSError,
+    TypeError,  # COPY of asyncpg, where a column has another type by now
     ValueError,
 )
 """What a step may raise; anything else is a fault of the program's text."""
