@@ -34,8 +34,11 @@ _KEPT = 5  # as many as SQLAlchemy's own pool keeps
 _COUNT = " SELECT pg_stat_force_next_flush()"
 _ENDS_OF_TRANSACTIONS = ("COMMIT;", "ROLLBACK;")  # as asyncpg sends them
 
-SENDS = ("bind", "bind_execute", "bind_execute_many", "copy_in", "copy_out", "execute", "query")
-"""The methods of asyncpg's protocol by which statements are run."""
+SENDS = (
+    *("bind", "bind_execute", "bind_execute_many", "close_portal", "close_statement"),
+    *("copy_in", "copy_out", "execute", "prepare", "query"),
+)
+"""The methods of asyncpg's protocol that send something, and don't end it."""
 
 
 class KeptConnections:
@@ -213,7 +216,7 @@ class _Watched(asyncpg.Connection):  # type: ignore[misc]
         )
 
     def _sends(self, name: str, send: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """Whatever is sent comes by here: to run something, by whichever method."""
+        """Whatever is sent comes by here, by whichever method."""
         self._is_counted = False
         self._plain &= not name.startswith("copy")  # in a statement that is not looked at
         return send(*args, **options)

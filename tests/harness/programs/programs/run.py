@@ -14,14 +14,15 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import asyncpg
 import psycopg
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.pool import Pool
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool, Pool
 
 from app.database import make
 
@@ -97,9 +98,15 @@ def shown_error(error: BaseException) -> list[str]:
 
 
 class Runner:
-    """Runs programs in one database after the other, on the running event loop."""
+    """Runs programs in one database after the other, on the running event loop.
 
-    def __init__(self, conninfo: str) -> None:
+    Args:
+        conninfo: of the server.
+        names: what programs find by these names, instead of what they import.
+    """
+
+    def __init__(self, conninfo: str, **names: Any) -> None:
+        self.names = names
         self.control = psycopg.connect(conninfo, autocommit=True, application_name="programs")
         self.child = Other("child")
         self.stayed = set[int]()
@@ -194,6 +201,7 @@ class Runner:
 
         names = {
             **vars(prelude),
+            **self.names,
             "URL": url,
             "DSN": url.replace("+asyncpg", ""),
             "NAME": database,
@@ -299,7 +307,8 @@ def child() -> None:
 
 def plain(conninfo: str, url: str, golden: str, limits: str) -> None:
     """Run programs, each in a clone of the golden database, with nothing of the harness about."""
-    runner = Runner(conninfo)
+    # In tests, pools keep nothing: not even a lock, as in production.
+    runner = Runner(conninfo, create_async_engine=partial(create_async_engine, poolclass=NullPool))
     # Named like databases of the harness that are no concern of anybody's.
     names = (f"app_x_{os.getpid():08x}_{number}" for number in itertools.count())
 
