@@ -169,4 +169,4 @@ def test_kill_sweep(
     small: Small,
     complete: Any,
 ) -> None:
-    sweep(small, complete, begin, [victim] * 9, *workers)
+    sweep(small, complete, begin, [victim] * 6, *workers)

@@ -1,4 +1,4 @@
-"""Cases that a rollback could not isolate, each standing for its kind, in a default service."""
+"""Cases that a rollback could not isolate, or a kept connection, each standing for its kind."""
 
 from __future__ import annotations
 
