@@ -573,7 +573,7 @@ ODD = """
     FROM pg_settings
     WHERE context = 'user' AND vartype IN ('bool', 'enum')
       AND cardinality(enumvals) IS DISTINCT FROM 1
-      AND name !~ '^transaction_(read_only|isolation|deferrable)'
+      AND name !~ '^transaction_' AND name <> 'default_transaction_read_only'
 """
 
 # Of what the role has, tests see nothing: the limits are the harness's own. Nor does the harness.

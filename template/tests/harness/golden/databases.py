@@ -151,8 +151,8 @@ _SETTINGS = {
     "transaction_timeout": "0",
 }
 
-# Those that this version of Postgres has; and of what somebody has set for our role, nothing but the
-# role that it takes, which pg_settings does not show.
+# Those that this version of Postgres has; and of what somebody has set for our role, nothing that it may
+# change, but for the role that it takes, which pg_settings does not show, and that it only reads: see guard.
 _SET = """
     SELECT set_config(name, value, false) FROM (
         SELECT * FROM jsonb_each_text(%(wanted)s) AS wanted(name, value)
@@ -160,8 +160,8 @@ _SET = """
         UNION ALL
         SELECT name, boot_val FROM pg_settings
         WHERE EXISTS (SELECT FROM pg_db_role_setting WHERE setdatabase = 0)  -- spares the reading of all
-          AND source IN ('global', 'user') AND NOT %(wanted)s::jsonb ? name
-          AND (context = 'user' OR context = 'superuser' AND current_setting('is_superuser')::bool)
+          AND source IN ('global', 'user') AND context = 'user'
+          AND name <> 'default_transaction_read_only' AND NOT %(wanted)s::jsonb ? name
     ) AS settings
 """
 

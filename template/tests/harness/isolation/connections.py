@@ -38,7 +38,7 @@ SENDS = (
     *("bind", "bind_execute", "bind_execute_many", "close_portal", "close_statement"),
     *("copy_in", "copy_out", "execute", "prepare", "query"),
 )
-"""The methods of asyncpg's protocol that send something, and don't end it."""
+"""The methods of asyncpg's protocol that send something, and don't end it. The oldest has not all."""
 
 
 class KeptConnections:
@@ -185,7 +185,8 @@ class _Watched(asyncpg.Connection):  # type: ignore[misc]
         self._keeper = keeper
         self._plain, self._is_counted, self.is_opened = True, True, False
         for name in SENDS:
-            setattr(self._protocol, name, partial(self._sends, name, getattr(self._protocol, name)))
+            if send := getattr(self._protocol, name, None):
+                setattr(self._protocol, name, partial(self._sends, name, send))
 
     def opened(self) -> None:
         """What it was told until now, each is that the engine opens."""
