@@ -349,7 +349,8 @@ def worker_of(server: Server) -> str:
 # --- 11: all connections taken -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["embedded", pytest.param("external", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["embedded", "external"])
 def test_test_that_takes_all_connections_costs_others_nothing(
     where: str, server: Server, service: Small
 ) -> None:

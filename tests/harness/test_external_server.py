@@ -48,7 +48,8 @@ def test_suite_is_green_and_touches_nothing_foreign(rendered: Render) -> None:
         assert "built" in story
         assert re.search(f"after a test: rows are put back; {CLONE}$", first.output, re.M)
         env = {"TEST_DATABASE_URL": server.url("runner")}
-        parallel = project.pytest("--no-cov", "-n", "2", env=env, passed=variant.passed)
+        options = ("--no-cov", "-n", "2", "-m", "integration")
+        parallel = project.pytest(*options, env=env, passed=variant.integration)
         assert parallel.golden() == (golden, "reused")
         names = server.sql("SELECT datname FROM pg_database WHERE datname ~ '^app'")
         assert names == [golden], "it alone stays"
