@@ -25,6 +25,11 @@ SERVICE = Path(__file__).with_name("programs")
 
 ALONE, PROGRAMS = 276, 300
 MANY, WORKERS = 10_000, 4
+# What takes another statement before it, in the same session: hardly a program has both.
+SECOND = {
+    *("EXECUTE mine", "FETCH {id} FROM held", "INSERT INTO incoming VALUES ({id})"),
+    *("RELEASE s", "ROLLBACK TO s"),
+}
 SEPARATE = 40  # of them, each as a test of its own, with as many witnesses between
 
 # What could be overlooked: a file, what stands there, what instead, and what then shows.
@@ -116,7 +121,7 @@ def test_many_programs(programs: Project) -> None:
         for file in (programs.path / "tests").glob("without_success_*.txt")
     ]
     assert len(without) == WORKERS
-    assert not set.intersection(*without), "no program did it with success"
+    assert set.intersection(*without) <= SECOND, "no program did it with success"
 
 
 @pytest.mark.slow
