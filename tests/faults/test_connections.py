@@ -49,6 +49,7 @@ import os
 
 import psycopg
 import pytest
+from sqlalchemy import text
 
 from tests.harness import environment
 
@@ -61,6 +62,14 @@ def take_all():
         while True:
             conninfo = current.conninfo(current.database)
             LEFT.append(psycopg.connect(conninfo, application_name="greedy test"))
+
+
+async def test_takes_all_beside_a_session(db_session):
+    take_all()
+
+
+async def test_in_between(db_session):
+    await db_session.execute(text("SELECT 1"))
 
 
 def test_takes_all():
@@ -356,8 +365,8 @@ def test_test_that_takes_all_connections_costs_others_nothing(
 ) -> None:
     url = server.url("runner") if where == "external" else None
     outcome = service.outcome("tests/greedy.py", TEST_DATABASE_URL=url)
-    assert outcome.counts == {"passed": 2, "error": 1}
-    assert "The test left database sessions open" in outcome.output
+    assert outcome.counts == {"passed": 4, "error": 2}, "both are reported"
+    assert outcome.output.count("The test left database sessions open") == 2
     assert "greedy test" in outcome.output
     assert " more\n" in outcome.output, "not all of them are listed"
 

@@ -121,12 +121,11 @@ def sweep(
 
 
 def test_killed_runs(small: Small, complete: Any) -> None:
-    sweep(small, complete, from_nothing, [run_alone, everything, run_alone])
+    sweep(small, complete, from_nothing, VICTIMS)
 
 
 def test_killed_while_rows_are_put_back(busy: Path, small: Small, complete: Any) -> None:
-    victims = [run_alone, server_alone, process_group]
-    sweep(small, complete, warm, victims, str(busy), passed=BUSY_PASSED, since=0.4)
+    sweep(small, complete, warm, VICTIMS, str(busy), passed=BUSY_PASSED, since=0.4)
 
 
 @pytest.mark.parametrize("whose", ["the harness", pytest.param("anybody", marks=pytest.mark.slow)])

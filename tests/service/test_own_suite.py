@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import Render
 from tests.support.once import made_once
 from tests.support.project import Project, install
-from tests.variants import MIGRATIONS, VARIANTS
+from tests.variants import MIGRATIONS, ONE_FILE, VARIANTS
 
 CONCERNS = [
     "template/{{ package_name }}/*",
@@ -21,15 +21,14 @@ CONCERNS = [
 ]
 
 # Coverage doubles a run's time.
-COVERED = ("all off",)
+COVERED = "all off"
 
 # Options of a second run, and how many tests it passes. At random, by two workers: see
 # test_leftovers.py.
 SHORT = VARIANTS["all off"]
-ONE_FILE = (["tests/integration/test_customers.py"], 87)
 RUNS = {
     "in order": (["-p", "no:randomly"], SHORT.passed),
-    "one file": ONE_FILE,
+    "one file": (ONE_FILE[0], 87),
 }
 
 
@@ -44,10 +43,10 @@ def test_suite_is_green(name: str, rendered: Render, tmp_path: Path) -> None:
     """In an environment that holds what the variant itself depends on, and nothing else."""
     variant = VARIANTS[name]
     service = install(rendered(**variant.answers), tmp_path / "environment")
-    options = [] if name in COVERED else ["--no-cov"]
+    options = [] if name == COVERED else ["--no-cov"]
     run = service.pytest(*options, passed=variant.passed, skipped=variant.skipped)
     assert len(re.findall(r"test_migrations\.py::\w+ PASSED", run.output)) == MIGRATIONS
-    assert ("TOTAL" in run.output) == (name in COVERED)
+    assert ("TOTAL" in run.output) == (name == COVERED)
     assert "Required test coverage" not in run.output, "a gate would fail runs of one file"
 
 
@@ -63,6 +62,6 @@ def test_second_run_reuses_the_golden_database(name: str, warm: Project) -> None
 def warm(rendered: Render, shared: Path) -> Project:
     """A shared project, once its tests have run."""
     project = rendered(**SHORT.answers)
-    options, passed = ONE_FILE
+    options, passed = RUNS["one file"]
     made_once(shared / "warm", lambda _: project.pytest("--no-cov", *options, passed=passed))
     return project

@@ -235,7 +235,7 @@ class _Watched(asyncpg.Connection):  # type: ignore[misc]
         return await super()._get_statement(query, *args, **options)
 
     def _watch(self, query: str) -> None:
-        """The text of each statement comes by here, before it is sent the first time."""
+        """The text of each statement but COPY comes by here, before it is sent the first time."""
         effect = self._keeper.names.effect(query)
         self._plain &= effect.leaves_nothing
         if effect.defines:

@@ -307,7 +307,7 @@ def child() -> None:
 
 def plain(conninfo: str, url: str, golden: str, limits: str) -> None:
     """Run programs, each in a clone of the golden database, with nothing of the harness about."""
-    # In tests, pools keep nothing: not even a lock, as in production.
+    # As in tests, a pool keeps nothing. In production, a lock would stay with its connections.
     runner = Runner(conninfo, create_async_engine=partial(create_async_engine, poolclass=NullPool))
     # Named like databases of the harness that are no concern of anybody's.
     names = (f"app_x_{os.getpid():08x}_{number}" for number in itertools.count())
