@@ -157,6 +157,18 @@ def test_sessions_are_killed_while_rows_are_put_back(
     small.healed(complete)
 
 
+def test_killed_while_it_drops_an_old_golden_database(small: Small, complete: Any) -> None:
+    """The next run drops it, even if it builds nothing."""
+    with small.console() as console:
+        mark = f"SELECT datconnlimit FROM pg_database WHERE datname = '{console.golden()}'"
+        ((limit,),) = console.sql(mark)
+        for number, begun in enumerate(["datallowconn = false", "datconnlimit = -2"]):
+            old = f"app_g_{number:016}"
+            console.sql(f"CREATE DATABASE {old} CONNECTION LIMIT {limit}")
+            console.sql(f"UPDATE pg_database SET {begun} WHERE datname = '{old}'")
+    small.healed(complete, says="swept: 2 ")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "two workers"])
 @pytest.mark.parametrize("victim", VICTIMS)

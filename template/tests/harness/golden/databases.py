@@ -106,6 +106,8 @@ class Database:
     oid: int
     sealed: bool
     valid: bool
+    given_up: bool
+    """Whether somebody began to drop it."""
     comment: str
 
     @property
@@ -272,6 +274,7 @@ def ours(connection: Connection) -> list[Database]:
     rows = connection.execute(
         """
         SELECT datname, oid, datistemplate AND NOT datallowconn, datconnlimit = %(mark)s,
+               datconnlimit = %(invalid)s OR NOT datistemplate AND NOT datallowconn,
                coalesce(shobj_description(oid, 'pg_database'), '')
         FROM pg_database
         WHERE datname ~ %(pattern)s
@@ -549,16 +552,18 @@ def build_lock_holder(connection: Connection, fingerprint: str) -> str:
 
 
 def sweep(connection: Connection, run: str, *, kept: int = 5) -> tuple[list[str], list[str]]:
-    """Drop what dead runs left behind, but for the newest databases kept for the user.
+    """Drop what dead runs left behind, and golden databases that they began to drop.
+
+    The newest databases that were kept for the user stay.
 
     Returns:
         The names that were dropped, and what is in the way of others.
     """
-    found = [d for d in ours(connection) if d.run not in (None, run)]
+    found = [d for d in ours(connection) if (d.run != run if d.run else d.given_up)]
     keep = [d for d in found if d.kind == "k"][-kept:] if kept else []
     leftovers, problems = [], []
-    for dead in {d.run for d in found if d.run}:
-        if not _try_lock(connection, _RUN_LOCK, dead):
+    for dead in {d.run for d in found}:
+        if dead and not _try_lock(connection, _RUN_LOCK, dead):
             continue  # it lives
         mine = [d for d in found if d.run == dead and d not in keep]
         leftovers += mine
@@ -567,7 +572,8 @@ def sweep(connection: Connection, run: str, *, kept: int = 5) -> tuple[list[str]
         except HarnessError as error:  # of no concern to this run
             problems.append(str(error))
         finally:
-            _unlock(connection, _RUN_LOCK, dead)
+            if dead:
+                _unlock(connection, _RUN_LOCK, dead)
     there = {d.oid for d in ours(connection)} if problems else set()
     return [d.name for d in leftovers if d.oid not in there], problems
 
