@@ -19,6 +19,7 @@ CONCERNS = [
 BEGIN = """\
 import asyncio
 import os
+import time
 
 import psycopg
 import pytest
@@ -176,6 +177,17 @@ def test_fails_without_a_change():
 
 def test_passes():
     sql(ADD.format("passed"))
+
+
+@pytest.mark.xdist_group("last")
+def test_fails_when_other_workers_have_ended():
+    for _ in range(1000):
+        if sql("SELECT count(DISTINCT application_name) FROM pg_stat_activity"
+               " WHERE application_name ~ '^tests.harness'") == [(1,)]:
+            break
+        time.sleep(0.02)
+    sql(ADD.format("fixture"))
+    raise AssertionError
 """
 
 SERVER = f"""{BEGIN}\
@@ -241,7 +253,9 @@ def test_error_of_the_harness_that_was_swallowed(small: Small) -> None:
     assert outcome.counts == {"passed": 2, "failed": 1, "error": 1}
 
 
-@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "two workers"])
+@pytest.mark.parametrize(
+    "workers", [[], ["-n", "2", "--dist", "loadgroup"]], ids=["alone", "two workers"]
+)
 def test_databases_of_failed_tests_are_kept(workers: list[str], small: Small) -> None:
     output = small.tried(KEPT, *workers).output
     kept = dict(

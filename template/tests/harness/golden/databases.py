@@ -22,8 +22,8 @@ import json
 import re
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, LiteralString
 from urllib.parse import unquote
@@ -49,7 +49,7 @@ _INVALID = -2  # datconnlimit after an interrupted DROP DATABASE
 
 _RUN_LOCK = 0x61707001  # class of the advisory locks: "app" and a number
 _BUILD_LOCK = 0x61707002
-_KEEP_LOCK = 0x61707010  # and what follows
+_KEEP_LOCK = 0x61707010
 
 OF_A_WORKER = {
     "w": "a worker's",
@@ -529,9 +529,14 @@ def try_build_lock(connection: Connection, fingerprint: str) -> bool:
     return _try_lock(connection, _BUILD_LOCK, fingerprint)
 
 
-def try_to_keep(connection: Connection, run: str, number: int) -> bool:
-    """Take one of the places for kept databases that the processes of a run share; True if it was free."""
-    return _try_lock(connection, _KEEP_LOCK + number, run)
+@contextmanager
+def keeping(connection: Connection, run: str) -> Iterator[int]:
+    """Let one process of a run at a time keep a database for the user. Gives how many there are."""
+    connection.execute("SELECT pg_advisory_lock(%s, %s)", (_KEEP_LOCK, _key(run)))
+    try:
+        yield sum(d.kind == "k" and d.run == run for d in ours(connection))
+    finally:
+        _unlock(connection, _KEEP_LOCK, run)
 
 
 def release_build_lock(connection: Connection, fingerprint: str) -> None:

@@ -88,7 +88,6 @@ class WorkerDatabase:
         self._shared_objects: set[str] = set()
         self._wide: dict[int, str] = {}  # sessions that wider fixtures hold, when last active
         self._since_replaced = _LOCALITY
-        self._kept_databases: set[int] = set()
         self._clone_seconds = 0.0
 
     # --- begin and end ------------------------------------------------------------------------
@@ -237,21 +236,19 @@ class WorkerDatabase:
         if now is not None and not unseen and self._putback.is_unchanged(now):
             self.summary.put_back += self._putback.repeated
             return left
-        keep = keep and self._may_keep()
-        if not keep and now is not None and self._putback.put_back(now, unseen):
+        left.kept = self._keep() if keep else None
+        if left.kept is not None:
+            return left
+        if now is not None and self._putback.put_back(now, unseen):
             self.summary.put_back += 1
         else:
-            old = self._replace(keep=keep)
-            left.kept = old if keep else None
+            self._replace()
         return left
 
-    def _may_keep(self) -> bool:
-        """Whether there is room for one more database of a failing test; if so, it is taken."""
-        for number in set(range(_KEPT_DATABASES)) - self._kept_databases:
-            if databases.try_to_keep(self._connection, self._environment.run, number):
-                self._kept_databases.add(number)
-                return True
-        return False
+    def _keep(self) -> str | None:
+        """Leave the database to the user, if there is room for one more. Returns its name."""
+        with databases.keeping(self._connection, self._environment.run) as kept:
+            return self._replace(keep=True) if kept < _KEPT_DATABASES else None
 
     def _read(self, *, repeat: bool = False) -> Reading | None:
         """What Postgres has counted; None where the database does not answer as it should."""
