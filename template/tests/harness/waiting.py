@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from time import sleep  # the real one, whatever a test puts into its place later
 
 
 def polls(seconds: float, every: float = 0.001) -> Iterator[float]:
-    """Look again and again, for about so many seconds in all.
+    """Look again and again, for so many seconds in all, and less often the longer it takes.
 
     Counts its naps instead of asking a clock: freezegun and time-machine stop and turn all of them.
 
     Args:
-        seconds: after which it ends.
-        every: seconds between two looks.
+        seconds: after which it looks a last time.
+        every: seconds between the first looks; up to ten times as many later.
 
     Yields:
         The seconds that it has slept.
     """
-    for nap in range(math.ceil(seconds / every) + 1):
-        yield nap * every
-        sleep(every)
+    waited = 0.0
+    yield waited
+    while waited < seconds:
+        nap = min(max(every, waited / 10), every * 10, seconds - waited)
+        sleep(nap)
+        waited += nap
+        yield waited
