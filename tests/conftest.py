@@ -26,7 +26,8 @@ from tests.support.releases import FUTURE, change_everything, commit, tag_releas
 from tests.support.running import SETTINGS, Production, production
 from tests.support.small import Small, complete_service
 from tests.support.template import ROOT, clone_working_tree
-from tests.variants import ALL_OFF, COMBINATIONS, LEAN, VARIANTS, Variant
+from tests.support.tiers import quick
+from tests.variants import ALL_OFF, COMBINATIONS, FEATURES, LEAN, VARIANTS, Variant
 
 # Services with tests of their own.
 collect_ignore = ["adoption/services", "harness/programs"]
@@ -44,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         const="",
         metavar="COMMIT",
         help="run the suites that concern what differs from COMMIT: from the last one, or, where "
-        "nothing does, from the one before; each on one variant, without long and slow tests",
+        "nothing does, from the one before; each on one variant",
     )
 
 
@@ -95,16 +96,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out long tests, and of those that differ in the variant alone keep one."""
+    """Of tests that differ in the variant alone keep one."""
     if SUITES not in config.stash:
         return
     tests = [(item.nodeid.partition("[")[0], parameters(item)) for item in items]
     firsts = first_of_each(tests, {**VARIANTS, **COMBINATIONS})
-    left_out = {
-        item
-        for item, first in zip(items, firsts, strict=True)
-        if not first or item.get_closest_marker("long")
-    }
+    left_out = {item for item, first in zip(items, firsts, strict=True) if not first}
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = [item for item in items if item not in left_out]
 
@@ -264,7 +261,9 @@ def service(variant: Variant, rendered: Render) -> Project:
     return rendered(**variant.answers)
 
 
-@pytest.fixture(params=list(COMBINATIONS))
+@pytest.fixture(
+    params=quick("defaults", f"no {' '.join(FEATURES)}", "other names", of=COMBINATIONS)
+)
 def combination(request: pytest.FixtureRequest, rendered: Render) -> Project:
     """The project of each combination of answers in turn, shared: never changed."""
     return rendered(**COMBINATIONS[request.param])

@@ -11,6 +11,7 @@ from tests.conftest import Render
 from tests.support.embedded import remove_clusters
 from tests.support.project import Project, files
 from tests.support.small import replace
+from tests.support.tiers import first
 from tests.variants import ALL_OFF
 
 CONCERNS = [
@@ -141,7 +142,7 @@ def test_healthy(sick: Project) -> None:
     assert files(sick.path) == before
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", first(3, FAULTS))
 def test_fault(fault: str, sick: Project) -> None:
     path, old, new, said = FAULTS[fault]
     replace(sick.path / path, old, new)

@@ -24,6 +24,7 @@ from tests.support.postgres import Server, packaged, running
 from tests.support.project import ANSWERS_FILE, Project, files
 from tests.support.releases import commit
 from tests.support.template import FUTURE as PRESENT
+from tests.support.tiers import first
 from tests.variants import ALL_OFF
 
 CONCERNS = [
@@ -114,7 +115,7 @@ def plain_postgres(rendered: Render) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(params=SUITES, ids=lambda suite: suite.name)
+@pytest.fixture(params=first(1, SUITES), ids=lambda suite: suite.name)
 def suite(request: pytest.FixtureRequest) -> Suite:
     """Each in turn."""
     found: Suite = request.param

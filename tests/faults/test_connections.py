@@ -14,6 +14,7 @@ from tests.support.command import overlaid
 from tests.support.machine import linux_only
 from tests.support.postgres import Server
 from tests.support.small import Small, passed, small_service, wait_until
+from tests.support.tiers import first
 from tests.variants import ALL_OFF
 
 CONCERNS = ["*/harness/servers/guard.py", "*/harness/waiting.py", "*/harness/golden/databases.py"]
@@ -503,7 +504,7 @@ def test_worker_that_ends_leaves_the_databases_of_the_others(service: Small) -> 
 # --- 25: unit tests ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("beside", ["nothing", "embedded", "external"])
+@pytest.mark.parametrize("beside", first(1, ["nothing", "embedded", "external"]))
 def test_unit_tests_reach_no_server(beside: str, server: Server, service: Small) -> None:
     external = beside == "external"
     visits = "SELECT sum(sessions) FROM pg_stat_database WHERE datname <> 'postgres'"

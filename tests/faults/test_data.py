@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.small import Small
+from tests.support.tiers import first
 
 CONCERNS = ["*/harness/golden/*"]
 
@@ -28,7 +29,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", first(2, LOSSES))
 def test_golden_database_that_lost_something(loss: str, small: Small, complete: Any) -> None:
     with small.console() as console:
         golden = console.golden()
@@ -38,7 +39,7 @@ def test_golden_database_that_lost_something(loss: str, small: Small, complete: 
     small.healed(complete)
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", first(2, CHANGES))
 def test_golden_database_that_is_not_as_published(change: str, small: Small, complete: Any) -> None:
     with small.console() as console:
         golden = console.golden()

@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.machine import kill, linux_only, started_with
 from tests.support.small import PASSED, Small, wait_until
+from tests.support.tiers import thorough
 
 CONCERNS = ["*/harness/golden/*", "*/harness/servers/*"]
 
@@ -124,6 +125,7 @@ def test_killed_runs(small: Small, complete: Any) -> None:
     sweep(small, complete, from_nothing, VICTIMS)
 
 
+@thorough
 def test_killed_while_rows_are_put_back(busy: Path, small: Small, complete: Any) -> None:
     sweep(small, complete, warm, VICTIMS, str(busy), passed=BUSY_PASSED, since=0.4)
 

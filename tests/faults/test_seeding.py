@@ -20,6 +20,7 @@ from tests.conftest import Render
 from tests.support.embedded import remove_clusters
 from tests.support.machine import kill, linux_only, started_with
 from tests.support.small import Small, complete_service, edited, passed, wait_until
+from tests.support.tiers import first, slow, thorough
 from tests.variants import LEAN
 
 CONCERNS = [
@@ -91,7 +92,7 @@ FAILURES = {
 
 @pytest.mark.parametrize(
     "failure",
-    ["fails", *(pytest.param(name, marks=pytest.mark.slow) for name in list(FAILURES)[1:])],
+    first(1, FAILURES, others=slow),
 )
 def test_seeder_fails(failure: str, small: Small, complete: Any) -> None:
     code, says, shows = FAILURES[failure]
@@ -117,7 +118,7 @@ def pytest_runtestloop():
 """
 
 
-@pytest.mark.parametrize("late", ["nobody", "gw1"])
+@pytest.mark.parametrize("late", first(1, ["nobody", "gw1"]))
 def test_all_workers_tell_the_same_cause(late: str, small: Small, complete: Any) -> None:
     """One that comes when the other has gone, and has stopped the server, too."""
     conftest = small.path / "tests/conftest.py"
@@ -139,6 +140,7 @@ def test_seeder_hangs(small: Small, complete: Any) -> None:
     small.healed(complete)
 
 
+@thorough
 @pytest.mark.parametrize(
     ("name", "text", "status", "said"),
     [
@@ -242,6 +244,7 @@ def test_eight_workers_from_nothing(small: Small, complete: Any) -> None:
     small.healed(complete)
 
 
+@thorough
 def test_runs_at_once(small: Small, complete: Any) -> None:
     shutil.rmtree(small.home)
     runs = [small.begin() for _ in range(3)]
@@ -333,7 +336,7 @@ def test_disk_full_while_seeding(small: Small, complete: Any) -> None:
 
 @pytest.mark.parametrize(
     "leave",
-    [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (60, 40, 30, 20, 10, 5, 0.1))],
+    first(1, [1, 60, 40, 30, 20, 10, 5, 0.1], others=slow),
 )
 def test_disk_full(leave: float, small: Small, complete: Any) -> None:
     with disk(small, 160) as (service, folder):

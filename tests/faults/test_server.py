@@ -19,6 +19,7 @@ import pytest
 
 from tests.support.machine import kill, linux_only, started_with
 from tests.support.small import Small, wait_until
+from tests.support.tiers import first, slow, thorough
 
 CONCERNS = [
     "*/harness/servers/postgres.py",
@@ -218,9 +219,10 @@ def test_folder_that_is_a_file(small: Small, complete: Any) -> None:
     small.healed(complete, says="embedded, created in")
 
 
+@thorough
 @pytest.mark.parametrize(
     "alone",
-    [False, pytest.param(True, marks=pytest.mark.slow)],
+    first(1, [False, True], others=slow),
     ids=["with the run", "alone"],
 )
 def test_killed_initdb(alone: bool, small: Small, complete: Any) -> None:
@@ -311,7 +313,7 @@ THREE = [
 
 @pytest.mark.parametrize(
     "death",
-    ["server killed", *(pytest.param(name, marks=pytest.mark.slow) for name in list(DEATHS)[1:])],
+    first(1, DEATHS, others=slow),
 )
 def test_server_dies_during_a_test(death: str, small: Small, complete: Any) -> None:
     with small.held(*THREE) as run:

@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.machine import linux_only, started_with
 from tests.support.small import PASSED, Small, wait_until
+from tests.support.tiers import first, slow
 
 CONCERNS = ["*/harness/servers/*", "*/harness/golden/build.py"]
 
@@ -50,7 +51,7 @@ Moment = Callable[..., subprocess.Popen[str]]
 MOMENTS: list[Moment] = [while_it_seeds, while_initdb_runs, while_a_test_runs]
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", first(1, MOMENTS))
 def test_ctrl_c(moment: Moment, small: Small, complete: Any) -> None:
     run = moment(small)
     os.killpg(run.pid, signal.SIGINT)  # a terminal sends it to all processes of the group
@@ -107,7 +108,7 @@ CRASHES = {
 
 @pytest.mark.parametrize(
     "crash",
-    ["killed", *(pytest.param(name, marks=pytest.mark.slow) for name in list(CRASHES)[1:])],
+    first(1, CRASHES, others=slow),
 )
 def test_worker_crashes(crash: str, small: Small, complete: Any) -> None:
     """pytest-xdist puts another worker in its place, which has a database, too."""

@@ -12,6 +12,7 @@ from tests.support.command import run
 from tests.support.once import made_once
 from tests.support.project import install
 from tests.support.small import Small, told
+from tests.support.tiers import thorough
 
 CONCERNS = ["*/harness/plugin.py", "*/harness/waiting.py", "*/harness/isolation/worker.py"]
 
@@ -213,6 +214,7 @@ def test_each_attempt_begins_clean_and_is_judged_alone(extended: Small) -> None:
     extended.harness("clean")
 
 
+@thorough
 @pytest.mark.parametrize(
     "scope", [*(pytest.param(s, marks=pytest.mark.slow) for s in ("function", "module")), "session"]
 )

@@ -19,6 +19,7 @@ from tests.support import postgres
 from tests.support.postgres import Server
 from tests.support.project import Project
 from tests.support.small import Small
+from tests.support.tiers import thorough
 from tests.variants import ONE_FILE, VARIANTS
 
 CONCERNS = ["*/harness/servers/guard.py", "*/harness/servers/urls.py"]
@@ -36,6 +37,7 @@ def running(project: Project, *, pgvector: bool) -> Iterator[Server]:
         yield server
 
 
+@thorough
 def test_suite_is_green_and_touches_nothing_foreign(rendered: Render) -> None:
     variant = VARIANTS["no assistant"]
     project = rendered(**variant.answers)
@@ -57,6 +59,7 @@ def test_suite_is_green_and_touches_nothing_foreign(rendered: Render) -> None:
         assert server.catalogs() == before
 
 
+@thorough
 def test_service_without_pgvector_needs_neither_it_nor_a_superuser(rendered: Render) -> None:
     variant = VARIANTS["all off"]
     service = rendered(**variant.answers)

@@ -12,6 +12,7 @@ from tests.support.command import overlaid
 from tests.support.machine import MARK, kill, linux_only, new_mark, started_with
 from tests.support.project import Outcome, Project
 from tests.support.small import wait_until
+from tests.support.tiers import first, thorough
 
 CONCERNS = ["*/harness/golden/*"]
 
@@ -57,6 +58,7 @@ def next_run(project: Project) -> Outcome:
     return project.pytest(*OPTIONS, passed=1)
 
 
+@thorough
 def test_damaged_golden_database_is_built_anew(probed: Project) -> None:
     golden, story = next_run(probed).golden()
     assert re.fullmatch(r"built in [\d.]+ s: there was none", story)
@@ -82,6 +84,7 @@ def test_edited_sources_are_noticed(probed: Project) -> None:
     assert next_run(probed).golden()[1] == "reused", "the time of a file says nothing"
 
 
+@thorough
 def test_edited_model_is_noticed(probed: Project) -> None:
     next_run(probed)
     model = probed.package / "models" / "customer.py"
@@ -94,7 +97,7 @@ def test_edited_model_is_noticed(probed: Project) -> None:
 
 
 @linux_only
-@pytest.mark.parametrize("with_server", [False, True], ids=["run", "run and server"])
+@pytest.mark.parametrize("with_server", first(1, [False, True]), ids=["run", "run and server"])
 def test_run_killed_while_it_seeds_is_healed(with_server: bool, probed: Project) -> None:
     seeder = probed.package / "seed_database.py"
     slow = "import os, time\n\ntime.sleep(float(os.environ.get('SLEEP', '0')))\n"

@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import Render
 from tests.support.embedded import remove_clusters
 from tests.support.project import Project
+from tests.support.tiers import first
 
 CONCERNS = ["*/harness/isolation/*", "tests/harness/hostile/*"]
 
@@ -35,7 +36,7 @@ def hostile(rendered: Render, tmp_path_factory: pytest.TempPathFactory) -> Itera
     remove_clusters(folder)
 
 
-@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["plain", "two workers"])
+@pytest.mark.parametrize("workers", first(1, [[], ["-n", "2"]]), ids=["plain", "two workers"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_witnesses_see_no_pollution(hostile: Project, seed: int, workers: list[str]) -> None:
     options = ["--no-cov", f"--randomly-seed={seed}", *workers]

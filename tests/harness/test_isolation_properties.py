@@ -99,7 +99,6 @@ def options(number: int, seed: int = 1) -> tuple[tuple[str, ...], dict[str, str]
     return ("-s", "-p", "no:randomly", "tests/test_programs.py"), env
 
 
-@pytest.mark.long
 def test_programs_leave_nothing_and_see_nothing(programs: Project) -> None:
     """One after the other in one process; then some as they are printed, in random order."""
     words, env = options(PROGRAMS)

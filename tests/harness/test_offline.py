@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import Render
 from tests.support import wire
 from tests.support.small import Small, replace, small_service
+from tests.support.tiers import first, thorough
 from tests.variants import ALL_OFF
 
 CONCERNS = [
@@ -426,7 +427,7 @@ def test_nothing_leaves(service: Small) -> None:
     assert "INTERNALERROR" not in outcome.output
 
 
-@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "two workers"])
+@pytest.mark.parametrize("workers", first(1, [[], ["-n", "2"]]), ids=["alone", "two workers"])
 def test_what_stays_is_left_alone(workers: list[str], service: Small) -> None:
     outcome = service.outcome("tests/stays.py", *workers, ELSEWHERE="198.51.100.7")
     assert outcome.counts == {"passed": 2, "skipped": 1}, outcome.output
@@ -435,7 +436,7 @@ def test_what_stays_is_left_alone(workers: list[str], service: Small) -> None:
         assert f"{refused}{address} (tests/stays.py:" in outcome.output
 
 
-@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "two workers"])
+@pytest.mark.parametrize("workers", first(1, [[], ["-n", "2"]]), ids=["alone", "two workers"])
 def test_processes_stay_as_well(workers: list[str], service: Small) -> None:
     outcome = service.outcome("tests/children.py", *workers, ELSEWHERE="198.51.100.7")
     assert outcome.counts == {"passed": 9}, outcome.output
@@ -448,6 +449,7 @@ def test_seeder_stays_as_well(service: Small) -> None:
     assert "tests don't leave this machine, and api.example.org is not among" in output
 
 
+@thorough
 def test_hosts_are_allowed_by_a_setting_or_a_marker(service: Small) -> None:
     host = own_address()
 
@@ -485,6 +487,7 @@ def test_hosts_are_allowed_by_a_setting_or_a_marker(service: Small) -> None:
             assert outcome.counts == counts, outcome.output
 
 
+@thorough
 def test_telemetry_that_is_switched_on_in_code_neither_fails_nor_slows_a_test(
     service: Small,
 ) -> None:

@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from tests.support.small import Small, told
+from tests.support.tiers import first
 
 CONCERNS = [
     "*/harness/plugin.py",
@@ -254,7 +255,7 @@ def test_error_of_the_harness_that_was_swallowed(small: Small) -> None:
 
 
 @pytest.mark.parametrize(
-    "workers", [[], ["-n", "2", "--dist", "loadgroup"]], ids=["alone", "two workers"]
+    "workers", first(1, [["-n", "2", "--dist", "loadgroup"], []]), ids=["two workers", "alone"]
 )
 def test_databases_of_failed_tests_are_kept(workers: list[str], small: Small) -> None:
     output = small.tried(KEPT, *workers).output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.small import Small, told
+from tests.support.tiers import first
 
 CONCERNS = [
     "*/harness/isolation/worker.py",
@@ -632,7 +633,7 @@ SAYS = {
 }
 
 
-@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "two workers"])
+@pytest.mark.parametrize("workers", first(1, [[], ["-n", "2"]]), ids=["alone", "two workers"])
 def test_fixtures_of_wider_scopes(workers: list[str], small: Small) -> None:
     outcome = small.tried(TESTS, *workers)
     assert (outcome.status, outcome.counts) == (0, {"passed": PASSED}), outcome.output[-6000:]

@@ -11,6 +11,7 @@ import yaml
 
 from tests.conftest import Render
 from tests.support.project import Project, render
+from tests.support.tiers import first
 
 CONCERNS = ["copier.yml", "template/{{_copier_conf.answers_file}}.jinja", "template/*code_answers*"]
 
@@ -70,16 +71,22 @@ def test_unknown_choice_is_refused(template: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "answers",
-    [
-        {},
-        {"use_auth": False, "use_redis": False, "ci": "none"},
-        {"package_name": "a", "project_name": "x" * 80},
-        {"project_name": "\"'`$(id)`'\"", "project_description": "{{ 7 * 7 }} {% raw %} # ' \" \\"},
-        {"project_name": "東京", "package_name": "tokyo"},
-        {"project_name": "FastAPI"},  # the name of a dependency
-        {"package_name": "true"},  # a keyword of YAML and of SQL, not of Python
-        {"package_name": "none"},
-    ],
+    first(
+        3,
+        [
+            {},
+            {"use_auth": False, "use_redis": False, "ci": "none"},
+            {"package_name": "a", "project_name": "x" * 80},
+            {
+                "project_name": "\"'`$(id)`'\"",
+                "project_description": "{{ 7 * 7 }} {% raw %} # ' \" \\",
+            },
+            {"project_name": "東京", "package_name": "tokyo"},
+            {"project_name": "FastAPI"},  # the name of a dependency
+            {"package_name": "true"},  # a keyword of YAML and of SQL, not of Python
+            {"package_name": "none"},
+        ],
+    ),
     ids=["defaults", "switches", "lengths", "quotes", "non-ascii", "dependency", "true", "none"],
 )
 def test_answers_are_stored(answers: dict[str, Any], template: Path, tmp_path: Path) -> None:

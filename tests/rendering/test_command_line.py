@@ -10,6 +10,7 @@ from tests.support.copier import copier
 from tests.support.project import ANSWERS_FILE, Project
 from tests.support.releases import commit
 from tests.support.template import FUTURE
+from tests.support.tiers import thorough
 
 CONCERNS = ["copier.yml"]
 
@@ -31,6 +32,7 @@ def test_answers_are_taken_and_stored(template: Path, tmp_path: Path) -> None:
     assert (project.package / "main.py").is_file()
 
 
+@thorough
 def test_update_without_a_new_release_changes_nothing(template: Path, tmp_path: Path) -> None:
     project = tmp_path / "service"
     copier("copy", "--defaults", template, project, cwd=tmp_path)

@@ -112,13 +112,14 @@ def test_tests_of_the_suites_are_run_for_one_variant(checkout: Path) -> None:
     assert "test_own_suite.py" in collects
     own = re.findall(r"<Function (test_suite_is_green\[.*)>", output)
     assert own == ["test_suite_is_green[defaults]"]
-    long = "test_check_refuses_planted_violations"
+    thorough = "test_check_refuses_planted_violations"
     assert "test_quality.py" in collects
-    assert long not in output
+    assert thorough not in output
     assert "Before you push: make test" in output
-    everything = collected(checkout).output
-    assert len(re.findall(r"<Function test_suite_is_green\[.*>", everything)) > 1
-    assert long in everything
+    quick = collected(checkout).output
+    assert len(re.findall(r"<Function test_suite_is_green\[.*>", quick)) > 1
+    assert thorough not in quick
+    assert thorough in collected(checkout, "-m", "not slow").output
 
 
 def test_workers_run_them_as_well(checkout: Path) -> None:

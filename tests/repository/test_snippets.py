@@ -18,6 +18,7 @@ from tests.repository.reader import STEP, Block, Reader, blocks, commands, readi
 from tests.support.machine import linux_only
 from tests.support.project import Project
 from tests.support.template import ROOT
+from tests.support.tiers import quick
 
 CONCERNS = ["*.md"]
 
@@ -33,7 +34,12 @@ LANGUAGES = {"shell", "text", "python", "mermaid"}
 PASSING = [(r"password \S+", "password …"), (r":[^:@/ ]+@", ":…@"), (r"(?<=:)\d{4,5}\b", "…")]
 
 
-@pytest.fixture(params=DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def titled(path: Path) -> str:
+    """The id of a document."""
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture(params=DOCUMENTS, ids=titled)
 def document(request: pytest.FixtureRequest) -> str:
     """The text of each of them, in turn."""
     return read(request.param)
@@ -62,6 +68,12 @@ def test_languages_are_known(document: str) -> None:
 
 
 @linux_only
+@pytest.mark.parametrize(
+    "document",
+    quick(ROOT / "README.md", ROOT / "docs/operations.md", of=DOCUMENTS),
+    indirect=True,
+    ids=titled,
+)
 def test_commands_succeed(document: str, reader: Reader) -> None:
     """In the order of the document. What is shown as text is what the last of them printed."""
     for block in blocks(document):

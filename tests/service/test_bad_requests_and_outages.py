@@ -47,6 +47,7 @@ from tests.support.running import (
     tokens_of,
 )
 from tests.support.small import wait_until
+from tests.support.tiers import first, slow, thorough
 
 CONCERNS = [
     "template/*errors.py*",
@@ -209,7 +210,8 @@ def check_document(
     assert (int(followed[1]) >= len(LINKS)) == (who == "staff"), followed[0]
 
 
-@pytest.mark.parametrize("who", [pytest.param("nobody", marks=pytest.mark.slow), "staff"])
+@thorough
+@pytest.mark.parametrize("who", ["staff", pytest.param("nobody", marks=slow)])
 def test_each_answer_is_as_documented(
     who: str, service: Service, there: Production, tmp_path: Path
 ) -> None:
@@ -227,6 +229,7 @@ def test_each_of_many_answers_is_as_documented(
 # --- Login -------------------------------------------------------------------------------------
 
 
+@thorough
 def test_a_login_takes_as_long_whoever_tries(there: Production) -> None:
     """Wrong password, unknown user, account closed: with hashes as costly as in production.
 
@@ -594,7 +597,7 @@ OUTAGES: dict[str, Callable[[Service, Production, Load], None]] = {
 
 
 @linux_only
-@pytest.mark.parametrize("name", OUTAGES)
+@pytest.mark.parametrize("name", first(2, OUTAGES))
 def test_an_outage_under_load_is_survived(name: str, service: Service, there: Production) -> None:
     """503 while a server is away, never 500, never silence; afterwards all is as before.
 

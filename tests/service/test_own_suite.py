@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import Render
 from tests.support.once import made_once
 from tests.support.project import Project, install
+from tests.support.tiers import thorough
 from tests.variants import MIGRATIONS, ONE_FILE, VARIANTS
 
 CONCERNS = [
@@ -50,7 +51,7 @@ def test_suite_is_green(name: str, rendered: Render, tmp_path: Path) -> None:
     assert "Required test coverage" not in run.output, "a gate would fail runs of one file"
 
 
-@pytest.mark.long
+@thorough
 @pytest.mark.parametrize("name", RUNS)
 def test_second_run_reuses_the_golden_database(name: str, warm: Project) -> None:
     options, passed = RUNS[name]

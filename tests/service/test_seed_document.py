@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.project import Project
+from tests.support.tiers import thorough
 
 CONCERNS = ["template/*use_assistant*", "tests/service/seed/*"]
 
@@ -32,6 +33,7 @@ def dropped_in(project: Project) -> Project:
     return project
 
 
+@thorough
 def test_each_file_alone(dropped_in: Project) -> None:
     for name, passed in PASSED.items():
         dropped_in.pytest("--no-cov", f"tests/{name}", passed=passed)

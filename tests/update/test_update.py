@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from tests.support.project import ANSWERS_FILE, CODE_ANSWERS, Project, files
 from tests.support.releases import FUTURE, append, commit, tag_releases
 from tests.support.small import Small, passed, replace, small_service
 from tests.support.template import FUTURE as PRESENT
+from tests.support.tiers import quick, slow, thorough
 from tests.variants import ALL_OFF, FEATURES
 from tests.variants import VARIANTS as COUNTED
 
@@ -52,11 +53,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 HISTORY = "migrations/versions/"
 INITIAL = f"{HISTORY}0001_initial.py"
-
-
-def quick(*names: str, of: Iterable[str]) -> list[Any]:
-    """Parameters of which these run always, the others where there is time."""
-    return [n if n in names else pytest.param(n, marks=pytest.mark.slow) for n in of]
 
 
 # Whose they are: an update never touches them.
@@ -116,7 +112,7 @@ def starting_points(repository: Path) -> list[str]:
     return tag_releases(repository) or [PRESENT]
 
 
-@pytest.mark.parametrize("variant", quick("defaults", of=VARIANTS))
+@pytest.mark.parametrize("variant", quick("defaults", of=VARIANTS, others=slow))
 def test_untouched_project_becomes_a_fresh_one(
     variant: str, scaffold: Scaffold, fresh: Rendered, versions: Path
 ) -> None:
@@ -243,7 +239,7 @@ def live_in(project: Project) -> dict[str, bytes]:
     return {name: text for name, text in files(path).items() if is_users(name)}
 
 
-@pytest.mark.parametrize("variant", quick("all off", of=VARIANTS))
+@pytest.mark.parametrize("variant", quick("all off", of=VARIANTS, others=slow))
 def test_project_that_has_lived(variant: str, scaffold: Scaffold, versions: Path) -> None:
     project = scaffold(starting_points(versions)[0], **VARIANTS[variant])
     before = live_in(project)
@@ -298,7 +294,8 @@ def test_code_of_an_untouched_project_becomes_that_of_a_fresh_one(
         assert set(differ) <= history, f"from {start}"
 
 
-@pytest.mark.parametrize("variant", quick("all off", of=VARIANTS))
+@thorough
+@pytest.mark.parametrize("variant", quick("all off", of=VARIANTS, others=slow))
 def test_code_that_has_lived_is_merged(
     variant: str, scaffold: Scaffold, fresh: Rendered, versions: Path
 ) -> None:
@@ -368,7 +365,8 @@ def test_feature_is_switched(
     assert not {n for n in differ if not n.startswith(HISTORY)}, "all but history"
 
 
-@pytest.mark.parametrize("feature", quick("use_redis", of=FEATURES))
+@thorough
+@pytest.mark.parametrize("feature", quick("use_redis", of=FEATURES, others=slow))
 def test_feature_is_switched_off_in_a_project_that_has_lived(
     feature: str, scaffold: Scaffold, fresh: Rendered
 ) -> None:
@@ -407,6 +405,7 @@ def test_switched_feature_gets_a_migration(scaffold: Scaffold) -> None:
     project.pytest(*test, passed=3)
 
 
+@thorough
 def test_feature_that_was_edited_is_not_lost_silently(scaffold: Scaffold) -> None:
     project = scaffold(PRESENT)
     client = project.package / "redis_client.py"
@@ -427,6 +426,7 @@ def test_feature_that_was_edited_is_not_lost_silently(scaffold: Scaffold) -> Non
     assert client.read_text().endswith("# Ours.\n")
 
 
+@thorough
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -532,6 +532,7 @@ def test_no_release_takes_an_answer_away(versions: Path) -> None:
             assert set(values) <= set(now.values() if isinstance(now, dict) else now), name
 
 
+@thorough
 def test_project_older_than_a_question(scaffold: Scaffold, versions: Path) -> None:
     """Made before there was a scope: `_exclude` and validators ask for it all the same."""
     log = ["log", "--format=%H", "-G", "^scope:", "--", "copier.yml"]
@@ -574,6 +575,7 @@ def smalls(fresh: Rendered, tmp_path: Path, python: Path) -> Iterator[list[Small
     remove_clusters(tmp_path)
 
 
+@thorough
 def test_two_harnesses_share_a_server(
     smalls: list[Small], rendered: Render, tmp_path: Path
 ) -> None:
@@ -592,6 +594,7 @@ def test_two_harnesses_share_a_server(
         assert look.held[goldens[0][0]] == look.held[goldens[1][0]]
 
 
+@thorough
 def test_answers_file_is_kept(scaffold: Scaffold) -> None:
     answers = {"package_name": "metrics", "project_name": 'It\'s "ours"', "ci": "none"}
     project = scaffold(PRESENT, use_redis=False, **answers)
