@@ -23,7 +23,7 @@ from tests.support.embedded import remove_clusters
 from tests.support.project import ANSWERS_FILE, Project, files
 from tests.support.releases import FUTURE, append, commit
 from tests.support.template import FUTURE as PRESENT
-from tests.support.tiers import first, slow, thorough
+from tests.support.tiers import first, slow
 from tests.variants import ALL_OFF
 
 CONCERNS = ["copier.yml", "template/tests/*whole_service*", "template/docs/adopting-the-harness.md"]
@@ -102,7 +102,7 @@ def test_adopted_service(adopted: tuple[Service, Project], monkeypatch: pytest.M
     assert "the harness changed" in project.pytest("-v", passed=service.passed).golden()[1]
 
 
-@thorough
+@pytest.mark.thorough
 def test_what_is_not_filled_in_is_explained(
     adopted: tuple[Service, Project], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +130,7 @@ def test_imports_below_src_count(rendered: Render) -> None:
     assert sorted(found) == ["__init__.py", "db.py", "transfers.py"]
 
 
-@thorough
+@pytest.mark.thorough
 def test_file_that_is_there_is_left_alone(versions: Path, tmp_path: Path) -> None:
     path = tmp_path / "service"
     (path / "tests").mkdir(parents=True)

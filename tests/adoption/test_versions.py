@@ -26,7 +26,7 @@ from tests.support.project import ANSWERS_FILE, Project
 from tests.support.releases import append
 from tests.support.small import edited
 from tests.support.template import FUTURE as PRESENT
-from tests.support.tiers import first, thorough
+from tests.support.tiers import first
 from tests.variants import ALL_OFF
 
 CONCERNS = [
@@ -134,7 +134,7 @@ OLDER = {
 }
 
 
-@thorough
+@pytest.mark.thorough
 def test_what_is_too_old_is_named(rendered: Render, tmp_path: Path, template: Path) -> None:
     """By the harness's own table, in which each is raised in turn."""
     project = rendered(**ALL_OFF).copy_to(tmp_path / "service")

@@ -16,7 +16,7 @@ from tests.support.machine import kill, linux_only, started_with
 from tests.support.postgres import Server
 from tests.support.redis import Redis
 from tests.support.small import PASSED, Small, passed, small_service, wait_until
-from tests.support.tiers import thorough
+from tests.support.tiers import first, slow
 from tests.variants import ALL_OFF
 
 CONCERNS = ["*/harness/golden/databases.py", "*/harness/valkey.py", "*/harness/servers/valkey.py"]
@@ -90,7 +90,7 @@ def server(service: Small) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(params=["tester", pytest.param("runner", marks=pytest.mark.slow)])
+@pytest.fixture(params=first(1, ["tester", "runner"], others=slow))
 def role(request: pytest.FixtureRequest, server: Server) -> Iterator[str]:
     """A superuser and another, among whose neighbours the tests run."""
     us = str(request.param)
@@ -190,7 +190,7 @@ def test_database_named_as_ours_is_left_to_its_owner(server: Server, service: Sm
     server.sql(f"DROP DATABASE {golden}")
 
 
-@thorough
+@pytest.mark.thorough
 def test_clean_takes_what_was_kept_for_the_user(server: Server, service: Small) -> None:
     url, before = server.url("runner"), server.catalogs()
     failing = service.path / "tests" / "test_fails.py"
@@ -245,7 +245,7 @@ def test_redis_of_others_stays_as_it_is(neighbours: Redis, service: Small) -> No
     assert [neighbours.held(number) for number in numbers] == before
 
 
-@thorough
+@pytest.mark.thorough
 def test_redis_with_keys_of_others_is_refused(neighbours: Redis, service: Small) -> None:
     fill(neighbours, 9)
     before = [neighbours.held(number) for number in range(redis.DATABASES)]

@@ -18,7 +18,7 @@ from tests.support import postgres, wire
 from tests.support.machine import linux_only
 from tests.support.postgres import Server
 from tests.support.small import PASSED, Small, passed
-from tests.support.tiers import first, slow, thorough
+from tests.support.tiers import first, slow
 from tests.variants import ALL_OFF, LEAN, ONE_FILE
 
 CONCERNS = ["*/harness/servers/guard.py", "*/harness/servers/urls.py", "*/harness/errors.py"]
@@ -374,7 +374,7 @@ def test_pgbouncer_is_refused(server: Server, small: Small) -> None:
     assert server.catalogs() == before
 
 
-@thorough
+@pytest.mark.thorough
 def test_cause_is_shown_on_demand_without_passwords(server: Server, small: Small) -> None:
     url = server.url("locked:hunter2")
     for options in (["-vv", "-n", "2"], ["--tb=long", "--showlocals"]):
@@ -533,7 +533,7 @@ def test_each_parameter_of_libpq_is_taken_by_all_or_refused_by_name(
     assert len(lines) > 40
 
 
-@thorough
+@pytest.mark.thorough
 def test_encrypted_connections(server: Server, small: Small, tmp_path: Path) -> None:
     """By both drivers, with the certificate that the URL names, and no other."""
     ours, key = wire.certificate(tmp_path, "ours")
@@ -556,7 +556,7 @@ def test_settings_of_libpq_do_not_lead_elsewhere(server: Server, small: Small) -
     assert not visits
 
 
-@thorough
+@pytest.mark.thorough
 @pytest.mark.parametrize("encoding", first(1, ["SQL_ASCII", "LATIN1"], others=slow))
 def test_server_as_others_configured_it(encoding: str, server: Server, small: Small) -> None:
     odd = (
@@ -634,7 +634,7 @@ def test_role_as_others_configured_it(server: Server, small: Small) -> None:
     assert small.tried(NOTHING_ODD, TEST_DATABASE_URL=url).counts == {"passed": 2}
 
 
-@thorough
+@pytest.mark.thorough
 def test_seeder_does_not_see_another_spelling_of_the_variable(server: Server, small: Small) -> None:
     server.sql("CREATE DATABASE shop")
     before = server.sql("SELECT sessions FROM pg_stat_database WHERE datname = 'shop'")

@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.machine import kill, linux_only, started_with
 from tests.support.small import PASSED, Small, wait_until
-from tests.support.tiers import thorough
+from tests.support.tiers import first, slow
 
 CONCERNS = ["*/harness/golden/*", "*/harness/servers/*"]
 
@@ -125,12 +125,12 @@ def test_killed_runs(small: Small, complete: Any) -> None:
     sweep(small, complete, from_nothing, VICTIMS)
 
 
-@thorough
+@pytest.mark.thorough
 def test_killed_while_rows_are_put_back(busy: Path, small: Small, complete: Any) -> None:
     sweep(small, complete, warm, VICTIMS, str(busy), passed=BUSY_PASSED, since=0.4)
 
 
-@pytest.mark.parametrize("whose", ["the harness", pytest.param("anybody", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("whose", first(1, ["the harness", "anybody"], others=slow))
 def test_sessions_are_killed_while_rows_are_put_back(
     whose: str, busy: Path, small: Small, complete: Any
 ) -> None:

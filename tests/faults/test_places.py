@@ -29,7 +29,7 @@ from tests.support.machine import (
 )
 from tests.support.project import counted
 from tests.support.small import PASSED, SEEDER, Small, edited, replace
-from tests.support.tiers import first, thorough
+from tests.support.tiers import first
 
 CONCERNS = [
     "*/harness/files.py",
@@ -127,7 +127,7 @@ def as_given(service: Small, *options: str, **variables: str) -> str:
     return done.output
 
 
-@thorough
+@pytest.mark.thorough
 @root_only
 def test_somebody_elses_sources(small: Small) -> None:
     """With all that pytest and its plugins write beside them."""
@@ -146,7 +146,7 @@ def test_read_only_sources(small: Small) -> None:
         assert "TOTAL" in as_given(service, "--cov=app", COVERAGE_FILE=str(home / "coverage"))
 
 
-@thorough
+@pytest.mark.thorough
 @root_only
 def test_user_without_a_name(small: Small, complete: Any) -> None:
     """Postgres' initdb wants to know who runs it."""
@@ -155,7 +155,7 @@ def test_user_without_a_name(small: Small, complete: Any) -> None:
         service.healed(complete, says="reused")
 
 
-@thorough
+@pytest.mark.thorough
 def test_odd_and_long_path(small: Small, complete: Any) -> None:
     path = small.path.parent / ODD / ("long " * 30)
     shutil.copytree(small.path, path)
@@ -193,7 +193,7 @@ def test_root_without_capabilities(small: Small, complete: Any) -> None:
     small.healed(complete)  # beside one of root with all its rights
 
 
-@thorough
+@pytest.mark.thorough
 def test_root_of_a_user_namespace(small: Small, complete: Any) -> None:
     service = inside(small, "unshare", "--user", "--map-root-user", "--")
     service.healed(complete)
@@ -220,7 +220,7 @@ def test_memory_from_which_nothing_can_be_run(small: Small) -> None:
     assert [p for p in programs if (p / "project").read_text() == str(service.path)]
 
 
-@thorough
+@pytest.mark.thorough
 @root_only
 def test_containers_that_share_memory(small: Small) -> None:
     """Each has its own server, which ends with it."""
@@ -247,7 +247,7 @@ def test_folders_are_private_whatever_the_umask(mask: str, small: Small, complet
         assert not mode & 0o077 or (path == small.home and mode == passes), f"{path}: {mode:o}"
 
 
-@thorough
+@pytest.mark.thorough
 def test_server_of_a_project_that_is_gone(small: Small) -> None:
     """It goes with the next run of any other project."""
     path = small.path.with_name("another")
@@ -261,7 +261,7 @@ def test_server_of_a_project_that_is_gone(small: Small) -> None:
     assert not other.home.exists()
 
 
-@thorough
+@pytest.mark.thorough
 def test_empty_path(small: Small, complete: Any) -> None:
     small.edit_seeder()
     small.green(PATH="")
@@ -289,7 +289,7 @@ def test_log_of_an_earlier_run_is_not_shown(small: Small, complete: Any) -> None
     small.healed(complete)
 
 
-@thorough
+@pytest.mark.thorough
 def test_reason_of_a_server_that_does_not_let_us_in(small: Small, complete: Any) -> None:
     package = small.path / "tests" / "__init__.py"
     text = package.read_text()

@@ -20,7 +20,7 @@ from tests.conftest import Render
 from tests.support.embedded import remove_clusters
 from tests.support.machine import kill, linux_only, started_with
 from tests.support.small import Small, complete_service, edited, passed, wait_until
-from tests.support.tiers import first, slow, thorough
+from tests.support.tiers import first, slow
 from tests.variants import LEAN
 
 CONCERNS = [
@@ -140,16 +140,17 @@ def test_seeder_hangs(small: Small, complete: Any) -> None:
     small.healed(complete)
 
 
-@thorough
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "text", "status", "said"),
-    [
-        ("ingest.py", "print('no model')\nraise SystemExit(5)\n", 5, "ingest.py\nno model"),
-        pytest.param(
-            *("app/seed_database.py", "this is no Python\n", 1, "SyntaxError"),
-            marks=pytest.mark.slow,
-        ),
-    ],
+    first(
+        1,
+        [
+            ("ingest.py", "print('no model')\nraise SystemExit(5)\n", 5, "ingest.py\nno model"),
+            ("app/seed_database.py", "this is no Python\n", 1, "SyntaxError"),
+        ],
+        others=slow,
+    ),
     ids=["ingest fails", "no Python"],
 )
 def test_edited_command_fails(
@@ -244,7 +245,7 @@ def test_eight_workers_from_nothing(small: Small, complete: Any) -> None:
     small.healed(complete)
 
 
-@thorough
+@pytest.mark.thorough
 def test_runs_at_once(small: Small, complete: Any) -> None:
     shutil.rmtree(small.home)
     runs = [small.begin() for _ in range(3)]

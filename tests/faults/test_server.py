@@ -19,7 +19,7 @@ import pytest
 
 from tests.support.machine import kill, linux_only, started_with
 from tests.support.small import Small, wait_until
-from tests.support.tiers import first, slow, thorough
+from tests.support.tiers import first, quick, slow
 
 CONCERNS = [
     "*/harness/servers/postgres.py",
@@ -152,7 +152,7 @@ def test_damaged_template(small: Small, complete: Any) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [*DAMAGES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE_DAMAGES)],
+    quick(*DAMAGES, of=DAMAGES | MORE_DAMAGES, others=slow),
 )
 def test_damaged_cluster(damage: str, small: Small, complete: Any) -> None:
     provoke, how = (DAMAGES | MORE_DAMAGES)[damage]
@@ -219,7 +219,7 @@ def test_folder_that_is_a_file(small: Small, complete: Any) -> None:
     small.healed(complete, says="embedded, created in")
 
 
-@thorough
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "alone",
     first(1, [False, True], others=slow),
@@ -346,17 +346,16 @@ def remove_locks(home: Path) -> None:
 
 @pytest.mark.parametrize(
     ("remove", "says"),
-    [
-        (remove_socket, "No such file or directory"),
-        *(
-            pytest.param(remove, says, marks=pytest.mark.slow)
-            for remove, says in (
-                (remove_home, GONE),
-                (remove_data, GONE),
-                (remove_locks, "4 passed"),  # whoever has its lock, keeps it
-            )
-        ),
-    ],
+    first(
+        1,
+        [
+            (remove_socket, "No such file or directory"),
+            (remove_home, GONE),
+            (remove_data, GONE),
+            (remove_locks, "4 passed"),  # whoever has its lock, keeps it
+        ],
+        others=slow,
+    ),
 )
 def test_files_vanish_during_a_test(
     remove: Callable[[Path], None], says: str, small: Small, complete: Any

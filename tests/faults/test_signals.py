@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.machine import linux_only, started_with
 from tests.support.small import PASSED, Small, wait_until
-from tests.support.tiers import first, slow
+from tests.support.tiers import first, quick, slow
 
 CONCERNS = ["*/harness/servers/*", "*/harness/golden/build.py"]
 
@@ -74,10 +74,7 @@ QUICK = [("twice", "two workers", while_a_test_runs), ("SIGTERM", "alone", while
 
 @pytest.mark.parametrize(
     ("signals", "workers", "moment"),
-    [
-        pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
-        for case in itertools.product(SIGNALS, ("alone", "two workers"), MOMENTS)
-    ],
+    quick(*QUICK, of=itertools.product(SIGNALS, ("alone", "two workers"), MOMENTS), others=slow),
 )
 def test_signals(signals: str, workers: str, moment: Moment, small: Small, complete: Any) -> None:
     run = moment(small, *(["-n", "2"] if workers == "two workers" else []))

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.machine import linux_only
 from tests.support.small import Small, told
+from tests.support.tiers import first, slow
 
 CONCERNS = [
     "*/harness/checks/tasks.py",
@@ -355,7 +356,7 @@ def results(small: Small, tests: str, *options: str, seed: str = "") -> dict[str
 
 
 @pytest.mark.parametrize(
-    "workers", [[], pytest.param(["-n", "2"], marks=pytest.mark.slow)], ids=["alone", "two workers"]
+    "workers", first(1, [[], ["-n", "2"]], others=slow), ids=["alone", "two workers"]
 )
 def test_broken_rules(workers: list[str], small: Small, complete: Any) -> None:
     small.edit_seeder()

@@ -12,7 +12,7 @@ from tests.support.command import run
 from tests.support.once import made_once
 from tests.support.project import install
 from tests.support.small import Small, told
-from tests.support.tiers import thorough
+from tests.support.tiers import first, slow
 
 CONCERNS = ["*/harness/plugin.py", "*/harness/waiting.py", "*/harness/isolation/worker.py"]
 
@@ -214,10 +214,8 @@ def test_each_attempt_begins_clean_and_is_judged_alone(extended: Small) -> None:
     extended.harness("clean")
 
 
-@thorough
-@pytest.mark.parametrize(
-    "scope", [*(pytest.param(s, marks=pytest.mark.slow) for s in ("function", "module")), "session"]
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("scope", first(1, ["session", "module", "function"], others=slow))
 def test_clock_that_is_stopped(scope: str, extended: Small) -> None:
     outcome = extended.tried(FROZEN, SCOPE=scope, timeout=60)
     assert outcome.counts == {"passed": 30, "error": 10}, outcome.output

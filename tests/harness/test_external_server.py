@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from tests.conftest import Render
 from tests.faults.test_foreign import MARK
 from tests.harness.test_wider_fixtures import PASSED as WIDER_FIXTURES_PASSED
@@ -19,7 +21,6 @@ from tests.support import postgres
 from tests.support.postgres import Server
 from tests.support.project import Project
 from tests.support.small import Small
-from tests.support.tiers import thorough
 from tests.variants import ONE_FILE, VARIANTS
 
 CONCERNS = ["*/harness/servers/guard.py", "*/harness/servers/urls.py"]
@@ -37,7 +38,7 @@ def running(project: Project, *, pgvector: bool) -> Iterator[Server]:
         yield server
 
 
-@thorough
+@pytest.mark.thorough
 def test_suite_is_green_and_touches_nothing_foreign(rendered: Render) -> None:
     variant = VARIANTS["no assistant"]
     project = rendered(**variant.answers)
@@ -59,7 +60,7 @@ def test_suite_is_green_and_touches_nothing_foreign(rendered: Render) -> None:
         assert server.catalogs() == before
 
 
-@thorough
+@pytest.mark.thorough
 def test_service_without_pgvector_needs_neither_it_nor_a_superuser(rendered: Render) -> None:
     variant = VARIANTS["all off"]
     service = rendered(**variant.answers)

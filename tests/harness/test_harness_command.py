@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from tests.support.project import Project
-from tests.support.tiers import thorough
 
 CONCERNS = [
     "*/harness/__main__.py",
@@ -111,7 +112,7 @@ def test_status_beside_a_run(lean: Project) -> None:
         assert re.search(rf"^  {name} +{kind}$", said, re.MULTILINE), said
 
 
-@thorough
+@pytest.mark.thorough
 def test_psql_opens_a_clone_and_drops_it(lean: Project) -> None:
     (lean.path / "tests" / "test_fails.py").write_text("async def test(db_session): ...\n")
     lean.pytest("--no-cov", "tests/test_fails.py", passed=1)

@@ -12,7 +12,7 @@ from tests.support.command import overlaid
 from tests.support.machine import MARK, kill, linux_only, new_mark, started_with
 from tests.support.project import Outcome, Project
 from tests.support.small import wait_until
-from tests.support.tiers import first, thorough
+from tests.support.tiers import first
 
 CONCERNS = ["*/harness/golden/*"]
 
@@ -58,7 +58,7 @@ def next_run(project: Project) -> Outcome:
     return project.pytest(*OPTIONS, passed=1)
 
 
-@thorough
+@pytest.mark.thorough
 def test_damaged_golden_database_is_built_anew(probed: Project) -> None:
     golden, story = next_run(probed).golden()
     assert re.fullmatch(r"built in [\d.]+ s: there was none", story)
@@ -84,7 +84,7 @@ def test_edited_sources_are_noticed(probed: Project) -> None:
     assert next_run(probed).golden()[1] == "reused", "the time of a file says nothing"
 
 
-@thorough
+@pytest.mark.thorough
 def test_edited_model_is_noticed(probed: Project) -> None:
     next_run(probed)
     model = probed.package / "models" / "customer.py"

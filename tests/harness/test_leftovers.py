@@ -10,7 +10,6 @@ from tests.harness.shells import counting, set_up_for_other_things
 from tests.support import embedded
 from tests.support.machine import MARK, lying_in, new_mark, started_with
 from tests.support.project import Project
-from tests.support.tiers import thorough
 from tests.variants import DEFAULTS, LLM, ONE_FILE
 
 CONCERNS = ["*/harness/servers/valkey.py", "*/harness/servers/postgres.py", "*/harness/files.py"]
@@ -51,7 +50,7 @@ def folders(tmp_path: Path) -> dict[str, str | None]:
     return {variable: str(tmp_path / name) for variable, name in names.items()}
 
 
-@thorough
+@pytest.mark.thorough
 def test_nothing_runs_or_lies_about_afterwards(
     project: Project, folders: dict[str, str | None]
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import Render
 from tests.support import wire
 from tests.support.small import Small, replace, small_service
-from tests.support.tiers import first, thorough
+from tests.support.tiers import first
 from tests.variants import ALL_OFF
 
 CONCERNS = [
@@ -449,7 +449,7 @@ def test_seeder_stays_as_well(service: Small) -> None:
     assert "tests don't leave this machine, and api.example.org is not among" in output
 
 
-@thorough
+@pytest.mark.thorough
 def test_hosts_are_allowed_by_a_setting_or_a_marker(service: Small) -> None:
     host = own_address()
 
@@ -487,7 +487,7 @@ def test_hosts_are_allowed_by_a_setting_or_a_marker(service: Small) -> None:
             assert outcome.counts == counts, outcome.output
 
 
-@thorough
+@pytest.mark.thorough
 def test_telemetry_that_is_switched_on_in_code_neither_fails_nor_slows_a_test(
     service: Small,
 ) -> None:

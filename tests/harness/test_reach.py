@@ -26,7 +26,7 @@ from tests.support.embedded import remove_clusters
 from tests.support.project import ANSWERS_FILE, Project, counted, files
 from tests.support.releases import append, commit
 from tests.support.template import FUTURE as PRESENT
-from tests.support.tiers import first, thorough
+from tests.support.tiers import first
 
 CONCERNS = [
     "*/harness/environment.py",
@@ -386,7 +386,7 @@ def test_loopback_asks_for_a_password(rendered: Render, tmp_path: Path) -> None:
         )
 
 
-@thorough
+@pytest.mark.thorough
 def test_port_that_is_taken(rendered: Render, tmp_path: Path) -> None:
     """Before a run, it takes another one; in the midst of it, says so; another run shares it."""
     parts = SERVICES["parts"]
@@ -457,7 +457,7 @@ def holding(project: Project) -> Iterator[subprocess.Popen[str]]:
         process.communicate("\n", timeout=60)
 
 
-@thorough
+@pytest.mark.thorough
 def test_server_that_listens_elsewhere(rendered: Render, tmp_path: Path) -> None:
     """Loopback was asked for later: it is started again, unless somebody uses it."""
     socket_alone = SERVICES["asyncpg"]
@@ -476,7 +476,7 @@ def test_server_that_listens_elsewhere(rendered: Render, tmp_path: Path) -> None
         assert project.pytest(passed=PASSED).golden()[1] == "reused"
 
 
-@thorough
+@pytest.mark.thorough
 def test_runs_that_begin_at_once(rendered: Render, tmp_path: Path) -> None:
     with made(SERVICES["parts"], rendered, tmp_path / "service") as project:
         command = [str(project.python), "-m", "pytest", "-p", "no:cacheprovider"]
@@ -589,7 +589,7 @@ ELSEWHERE = {
 }
 
 
-@thorough
+@pytest.mark.thorough
 def test_seeder_that_goes_elsewhere(rendered: Render, tmp_path: Path) -> None:
     """It read other variables: the developer's own database would be filled."""
     service = SERVICES["asyncpg"]
@@ -606,7 +606,7 @@ def test_seeder_that_goes_elsewhere(rendered: Render, tmp_path: Path) -> None:
             tcp.accept()
 
 
-@thorough
+@pytest.mark.thorough
 def test_settings_made_too_early(rendered: Render, tmp_path: Path) -> None:
     parts = SERVICES["parts"]
     early = replace(parts, prepare=f"import shop\n\n{parts.prepare}")
@@ -634,7 +634,7 @@ def test_parts_of_a_server_that_is_given(rendered: Render, tmp_path: Path) -> No
         project.pytest(env={**own, "TEST_DATABASE_URL": url}, passed=PASSED)
 
 
-@thorough
+@pytest.mark.thorough
 def test_update_finds_it_again(versions: Path, tmp_path: Path, python: Path) -> None:
     service = SERVICES["psycopg"]
     path = tmp_path / "service"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.command import run
 from tests.support.copier import copier
 from tests.support.project import ANSWERS_FILE, Project
 from tests.support.releases import commit
 from tests.support.template import FUTURE
-from tests.support.tiers import thorough
 
 CONCERNS = ["copier.yml"]
 
@@ -32,7 +33,7 @@ def test_answers_are_taken_and_stored(template: Path, tmp_path: Path) -> None:
     assert (project.package / "main.py").is_file()
 
 
-@thorough
+@pytest.mark.thorough
 def test_update_without_a_new_release_changes_nothing(template: Path, tmp_path: Path) -> None:
     project = tmp_path / "service"
     copier("copy", "--defaults", template, project, cwd=tmp_path)

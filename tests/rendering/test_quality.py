@@ -10,7 +10,6 @@ import pytest
 from tests.conftest import Render
 from tests.support.once import locked
 from tests.support.project import Project
-from tests.support.tiers import thorough
 
 CONCERNS = [
     "template/*.py*",
@@ -54,7 +53,7 @@ def test_render_passes_strict_type_checker(combination: Project, mypy_cache: Pat
     assert checked >= len([name for name in written if not name.startswith("migrations/")])
 
 
-@thorough
+@pytest.mark.thorough
 def test_check_refuses_planted_violations(project: Project, mypy_cache: Path) -> None:
     project.run("git", "init", "--quiet")
     env = {"MYPY_CACHE_DIR": str(mypy_cache)}

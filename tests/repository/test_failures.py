@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.command import run
 from tests.support.template import ROOT
+from tests.support.tiers import first, slow
 
 CONCERNS = ["tests/conftest.py", "pyproject.toml"]
 
@@ -37,8 +38,8 @@ LATER = "def test_later(tmp_path): ..."
 
 @pytest.mark.parametrize(
     "workers",
-    [pytest.param([], marks=pytest.mark.slow), ["-n", "2"]],
-    ids=["alone", "two workers"],
+    first(1, [["-n", "2"], []], others=slow),
+    ids=["two workers", "alone"],
 )
 def test_what_a_failure_shows_can_be_repeated(workers: list[str], tmp_path: Path) -> None:
     env = {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT), "CI": "true", "HELD": "by the user"}

@@ -26,7 +26,6 @@ from tests.support.running import (
     new_customer,
     serving,
 )
-from tests.support.tiers import thorough
 
 CONCERNS = ["template/*agents*", "template/*coordinator*"]
 
@@ -55,7 +54,7 @@ def said(service: Service, conversation: str) -> list[tuple[str, str]]:
     return [(message["role"], message["content"]) for message in read["items"]]
 
 
-@thorough
+@pytest.mark.thorough
 def test_what_one_process_paused_another_resumes_once(there: Production) -> None:
     with serving(there.project, there.env) as first:
         conversation = begin_conversation(authorized(first, there, STAFF))

@@ -47,7 +47,7 @@ from tests.support.running import (
     tokens_of,
 )
 from tests.support.small import wait_until
-from tests.support.tiers import first, slow, thorough
+from tests.support.tiers import first, slow
 
 CONCERNS = [
     "template/*errors.py*",
@@ -210,8 +210,8 @@ def check_document(
     assert (int(followed[1]) >= len(LINKS)) == (who == "staff"), followed[0]
 
 
-@thorough
-@pytest.mark.parametrize("who", ["staff", pytest.param("nobody", marks=slow)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("who", first(1, ["staff", "nobody"], others=slow))
 def test_each_answer_is_as_documented(
     who: str, service: Service, there: Production, tmp_path: Path
 ) -> None:
@@ -229,7 +229,7 @@ def test_each_of_many_answers_is_as_documented(
 # --- Login -------------------------------------------------------------------------------------
 
 
-@thorough
+@pytest.mark.thorough
 def test_a_login_takes_as_long_whoever_tries(there: Production) -> None:
     """Wrong password, unknown user, account closed: with hashes as costly as in production.
 

@@ -33,7 +33,6 @@ from tests.support.machine import ODD, linux_only, root_only, seen_by, started_w
 from tests.support.project import Project
 from tests.support.running import Client, create, new_customer
 from tests.support.small import wait_until
-from tests.support.tiers import thorough
 from tests.variants import ALL_OFF
 
 CONCERNS = ["*/harness/development/*"]
@@ -197,7 +196,7 @@ def test_tokens_outlive_a_reload(desk: Desk) -> None:
         running.interrupt()
 
 
-@thorough
+@pytest.mark.thorough
 def test_a_service_that_lost_its_parent_is_ended(plain: Desk) -> None:
     with plain.running() as running:
         (pid,) = [
@@ -280,7 +279,7 @@ def test_told_at_any_time_of_the_first_start(tenths: int, rendered: Render, tmp_
 # --- Others on the same machine ----------------------------------------------------------------
 
 
-@thorough
+@pytest.mark.thorough
 def test_two_projects_side_by_side(plain: Desk, rendered: Render, tmp_path: Path) -> None:
     """Another package, and no feature at all."""
     path = tmp_path / "other"
@@ -306,7 +305,7 @@ def test_twice_in_one_project(plain: Desk) -> None:
         running.interrupt()
 
 
-@thorough
+@pytest.mark.thorough
 def test_ports_that_are_taken_are_left(plain: Desk) -> None:
     with plain.running() as running:
         ports = running.ports()
@@ -374,7 +373,7 @@ def test_who_is_quicker_to_take_the_port_is_not_taken_for_the_service(
         running.kill_everything()
 
 
-@thorough
+@pytest.mark.thorough
 def test_arguments_go_to_uvicorn(plain: Desk) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -429,7 +428,7 @@ def test_a_server_that_cannot_be_reached_is_named(
     assert "hidden" not in said
 
 
-@thorough
+@pytest.mark.thorough
 def test_servers_of_the_user(plain: Desk, rendered: Render, tmp_path: Path) -> None:
     """One of the two; the other one is brought."""
     path = tmp_path / "other"
@@ -551,7 +550,7 @@ with op.get_context().autocommit_block():
     assert plain.sql("SELECT count(nick) FROM customers") == ["5"]
 
 
-@thorough
+@pytest.mark.thorough
 def test_an_extension_that_takes_a_superuser(plain: Desk) -> None:
     migration(plain, "9001", HEAD, 'op.execute("CREATE EXTENSION IF NOT EXISTS vector")')
     assert "permission denied to create extension" in plain.refused()
@@ -560,7 +559,7 @@ def test_an_extension_that_takes_a_superuser(plain: Desk) -> None:
     assert f"migrated: {HEAD} -> 9001" in run_once(plain)
 
 
-@thorough
+@pytest.mark.thorough
 def test_a_seeder_that_fails_leaves_nothing_half_made(plain: Desk) -> None:
     plain.make("reset", "FORCE=1")
     seeder = plain.path / "app/seed_database.py"
@@ -583,7 +582,7 @@ def test_what_was_deleted_is_not_seeded_again(plain: Desk) -> None:
 # --- What is kept ------------------------------------------------------------------------------
 
 
-@thorough
+@pytest.mark.thorough
 def test_reset(plain: Desk) -> None:
     run_once(plain)
     plain.sql("DELETE FROM customers")
@@ -651,7 +650,7 @@ def test_psql_keeps_the_server_until_it_ends(plain: Desk) -> None:
 # --- Whoever runs it ---------------------------------------------------------------------------
 
 
-@thorough
+@pytest.mark.thorough
 @root_only
 def test_an_ordinary_user(rendered: Render) -> None:
     """Root is who runs the other tests, in folders that nobody else can enter."""

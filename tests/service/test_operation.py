@@ -41,7 +41,6 @@ from tests.support.running import (
 )
 from tests.support.small import wait_until
 from tests.support.template import ROOT
-from tests.support.tiers import thorough
 
 CONCERNS = [
     "CHANGELOG.md",
@@ -117,7 +116,7 @@ class Crowd:
         assert statuses[429] >= 120
 
 
-@thorough
+@pytest.mark.thorough
 def test_a_hundred_and_fifty_logins_keep_nobody_else_waiting(there: Production) -> None:
     """Told by what ends before what, which holds however busy the machine is.
 
@@ -291,7 +290,7 @@ def test_a_migration_that_fails_is_said_at_once(unmigrated: Production) -> None:
 # --- Backups -------------------------------------------------------------------------------------
 
 
-@thorough
+@pytest.mark.thorough
 def test_a_backup_is_restored_as_the_document_says(there: Production) -> None:
     """By somebody who is no superuser; who had logged in before is not logged in after it."""
     project = there.project
@@ -356,7 +355,7 @@ def works_with(project: Project, env: Environment) -> None:
         assert service.call("GET", "/health/ready")[1]["checks"]["postgres"] == "ok"
 
 
-@thorough
+@pytest.mark.thorough
 def test_a_url_as_hosts_give_it_out(project: Project, server: Server, tmp_path: Path) -> None:
     """With parameters of libpq, over TLS, and with no other certificate than the one it names."""
     ours, key = wire.certificate(tmp_path, "ours")
@@ -394,7 +393,7 @@ def run_script_of_compose(project: Project, server: Server, password: str) -> di
     return compose
 
 
-@thorough
+@pytest.mark.thorough
 def test_the_database_of_compose_is_the_services_and_it_is_no_superuser(
     project: Project, server: Server
 ) -> None:
@@ -421,7 +420,7 @@ def test_the_database_of_compose_is_the_services_and_it_is_no_superuser(
     )
 
 
-@thorough
+@pytest.mark.thorough
 def test_the_database_of_a_compose_from_before_is_given_to_the_service(
     project: Project, server: Server
 ) -> None:
@@ -443,7 +442,7 @@ def test_the_database_of_a_compose_from_before_is_given_to_the_service(
     assert server.sql(owners, database="app") == ["service"]
 
 
-@thorough
+@pytest.mark.thorough
 def test_a_package_is_called_as_sql_calls_something(rendered: Render, server: Server) -> None:
     run_script_of_compose(rendered(package_name="user"), server, "any")
     named = "SELECT extname FROM pg_extension WHERE extname = 'vector'"

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import Render
 from tests.support.once import made_once
 from tests.support.project import Project, install
-from tests.support.tiers import thorough
+from tests.support.tiers import quick, slow
 from tests.variants import MIGRATIONS, ONE_FILE, VARIANTS
 
 CONCERNS = [
@@ -37,9 +37,7 @@ RUNS = {
 QUICK = ("defaults", "all off")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in VARIANTS]
-)
+@pytest.mark.parametrize("name", quick(*QUICK, of=VARIANTS, others=slow))
 def test_suite_is_green(name: str, rendered: Render, tmp_path: Path) -> None:
     """In an environment that holds what the variant itself depends on, and nothing else."""
     variant = VARIANTS[name]
@@ -51,7 +49,7 @@ def test_suite_is_green(name: str, rendered: Render, tmp_path: Path) -> None:
     assert "Required test coverage" not in run.output, "a gate would fail runs of one file"
 
 
-@thorough
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", RUNS)
 def test_second_run_reuses_the_golden_database(name: str, warm: Project) -> None:
     options, passed = RUNS[name]

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests.support.project import Project
-from tests.support.tiers import thorough
 
 CONCERNS = ["template/*use_assistant*", "tests/service/seed/*"]
 
@@ -33,7 +32,7 @@ def dropped_in(project: Project) -> Project:
     return project
 
 
-@thorough
+@pytest.mark.thorough
 def test_each_file_alone(dropped_in: Project) -> None:
     for name, passed in PASSED.items():
         dropped_in.pytest("--no-cov", f"tests/{name}", passed=passed)

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-thorough = pytest.mark.thorough
-slow = pytest.mark.slow
+slow, thorough = pytest.mark.slow, pytest.mark.thorough
 
 
 def quick(*cases: Any, of: Iterable[Any], others: pytest.MarkDecorator = thorough) -> list[Any]:

@@ -27,7 +27,7 @@ from tests.support.project import ANSWERS_FILE, CODE_ANSWERS, Project, files
 from tests.support.releases import FUTURE, append, commit, tag_releases
 from tests.support.small import Small, passed, replace, small_service
 from tests.support.template import FUTURE as PRESENT
-from tests.support.tiers import quick, slow, thorough
+from tests.support.tiers import quick, slow
 from tests.variants import ALL_OFF, FEATURES
 from tests.variants import VARIANTS as COUNTED
 
@@ -294,7 +294,7 @@ def test_code_of_an_untouched_project_becomes_that_of_a_fresh_one(
         assert set(differ) <= history, f"from {start}"
 
 
-@thorough
+@pytest.mark.thorough
 @pytest.mark.parametrize("variant", quick("all off", of=VARIANTS, others=slow))
 def test_code_that_has_lived_is_merged(
     variant: str, scaffold: Scaffold, fresh: Rendered, versions: Path
@@ -365,7 +365,7 @@ def test_feature_is_switched(
     assert not {n for n in differ if not n.startswith(HISTORY)}, "all but history"
 
 
-@thorough
+@pytest.mark.thorough
 @pytest.mark.parametrize("feature", quick("use_redis", of=FEATURES, others=slow))
 def test_feature_is_switched_off_in_a_project_that_has_lived(
     feature: str, scaffold: Scaffold, fresh: Rendered
@@ -405,7 +405,7 @@ def test_switched_feature_gets_a_migration(scaffold: Scaffold) -> None:
     project.pytest(*test, passed=3)
 
 
-@thorough
+@pytest.mark.thorough
 def test_feature_that_was_edited_is_not_lost_silently(scaffold: Scaffold) -> None:
     project = scaffold(PRESENT)
     client = project.package / "redis_client.py"
@@ -426,7 +426,7 @@ def test_feature_that_was_edited_is_not_lost_silently(scaffold: Scaffold) -> Non
     assert client.read_text().endswith("# Ours.\n")
 
 
-@thorough
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -532,7 +532,7 @@ def test_no_release_takes_an_answer_away(versions: Path) -> None:
             assert set(values) <= set(now.values() if isinstance(now, dict) else now), name
 
 
-@thorough
+@pytest.mark.thorough
 def test_project_older_than_a_question(scaffold: Scaffold, versions: Path) -> None:
     """Made before there was a scope: `_exclude` and validators ask for it all the same."""
     log = ["log", "--format=%H", "-G", "^scope:", "--", "copier.yml"]
@@ -575,7 +575,7 @@ def smalls(fresh: Rendered, tmp_path: Path, python: Path) -> Iterator[list[Small
     remove_clusters(tmp_path)
 
 
-@thorough
+@pytest.mark.thorough
 def test_two_harnesses_share_a_server(
     smalls: list[Small], rendered: Render, tmp_path: Path
 ) -> None:
@@ -594,7 +594,7 @@ def test_two_harnesses_share_a_server(
         assert look.held[goldens[0][0]] == look.held[goldens[1][0]]
 
 
-@thorough
+@pytest.mark.thorough
 def test_answers_file_is_kept(scaffold: Scaffold) -> None:
     answers = {"package_name": "metrics", "project_name": 'It\'s "ours"', "ci": "none"}
     project = scaffold(PRESENT, use_redis=False, **answers)
