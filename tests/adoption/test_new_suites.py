@@ -83,6 +83,7 @@ def wire(service: Service, project: Project) -> None:
     commit(project.path, "Test on a real Postgres")
 
 
+@pytest.mark.thorough
 def test_adopted_service(adopted: tuple[Service, Project], monkeypatch: pytest.MonkeyPatch) -> None:
     service, project = adopted
     wire(service, project)

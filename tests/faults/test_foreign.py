@@ -171,6 +171,7 @@ def test_databases_of_others_stay_as_they_are(role: str, server: Server, service
     assert rows(server) == held
 
 
+@pytest.mark.thorough
 def test_database_named_as_ours_is_left_to_its_owner(server: Server, service: Small) -> None:
     url = server.url("runner")
     golden, _ = passed(service.outcome("tests/test_small.py", TEST_DATABASE_URL=url)).golden()
@@ -227,6 +228,7 @@ def fill(server: Redis, database: int) -> None:
     server.ask(database, "RPUSH", b"list\xff\n", "a", "b")
 
 
+@pytest.mark.thorough
 def test_redis_of_others_stays_as_it_is(neighbours: Redis, service: Small) -> None:
     numbers = range(redis.DATABASES)
     before = [neighbours.held(number) for number in numbers]

@@ -612,6 +612,7 @@ def test_settings():
 """
 
 
+@pytest.mark.thorough
 def test_role_as_others_configured_it(server: Server, small: Small) -> None:
     """With a name that must be quoted, settings of its own, and another role that it takes."""
     role = '"Its@odd-näme"'

@@ -130,6 +130,7 @@ def test_killed_while_rows_are_put_back(busy: Path, small: Small, complete: Any)
     sweep(small, complete, warm, VICTIMS, str(busy), passed=BUSY_PASSED, since=0.4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("whose", first(1, ["the harness", "anybody"], others=slow))
 def test_sessions_are_killed_while_rows_are_put_back(
     whose: str, busy: Path, small: Small, complete: Any
@@ -173,13 +174,9 @@ def test_killed_while_it_drops_an_old_golden_database(small: Small, complete: An
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "two workers"])
-@pytest.mark.parametrize("victim", VICTIMS)
 @pytest.mark.parametrize("begin", BEGINNINGS)
 def test_kill_sweep(
-    begin: Callable[[Small], None],
-    victim: Callable[[Small, int], None],
-    workers: list[str],
-    small: Small,
-    complete: Any,
+    begin: Callable[[Small], None], workers: list[str], small: Small, complete: Any
 ) -> None:
-    sweep(small, complete, begin, [victim] * 6, *workers)
+    """Each victim at instants of its own: they take turns."""
+    sweep(small, complete, begin, VICTIMS * 3, *workers)

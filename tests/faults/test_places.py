@@ -268,12 +268,14 @@ def test_empty_path(small: Small, complete: Any) -> None:
     small.healed(complete, says="reused")
 
 
+@pytest.mark.thorough
 def test_empty_environment(small: Small, complete: Any) -> None:
     small.edit_seeder()
     inside(small, "env", "-i").green()
     small.healed(complete, says="reused")
 
 
+@pytest.mark.thorough
 def test_log_of_an_earlier_run_is_not_shown(small: Small, complete: Any) -> None:
     small.green()
     users = small.home / "users"

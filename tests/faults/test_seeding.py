@@ -118,6 +118,7 @@ def pytest_runtestloop():
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("late", first(1, ["nobody", "gw1"]))
 def test_all_workers_tell_the_same_cause(late: str, small: Small, complete: Any) -> None:
     """One that comes when the other has gone, and has stopped the server, too."""
@@ -164,6 +165,7 @@ def test_edited_command_fails(
     small.healed(complete)
 
 
+@pytest.mark.thorough
 def test_commands_that_run_together(small: Small, complete: Any) -> None:
     """The seeder goes on when it sees that `ingest.py` runs, too."""
     ingest = small.path / "ingest.py"
@@ -335,6 +337,7 @@ def test_disk_full_while_seeding(small: Small, complete: Any) -> None:
         service.healed(complete)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "leave",
     first(1, [1, 60, 40, 30, 20, 10, 5, 0.1], others=slow),

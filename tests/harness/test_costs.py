@@ -126,6 +126,7 @@ def test_it_is_as_large_as_ever():
 
 def test_round_trips(small: Small) -> None:
     """None where nobody connected, and one where a test does what the one before it did."""
+    small.green()  # so there is a golden database
     outcome = small.tried(ROUND_TRIPS)
     assert outcome.counts == {"passed": 23}, outcome.output[-6000:]
 

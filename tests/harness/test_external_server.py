@@ -60,7 +60,6 @@ def test_suite_is_green_and_touches_nothing_foreign(rendered: Render) -> None:
         assert server.catalogs() == before
 
 
-@pytest.mark.thorough
 def test_service_without_pgvector_needs_neither_it_nor_a_superuser(rendered: Render) -> None:
     variant = VARIANTS["all off"]
     service = rendered(**variant.answers)
@@ -171,6 +170,7 @@ def test_stored(stays):
 """
 
 
+@pytest.mark.thorough
 def test_without_rights_of_a_superuser(small: Small) -> None:
     """Foreign keys, triggers and row-level security are in the way, and nothing is left."""
     with running(small, pgvector=False) as server:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.small import Small, edited
+from tests.support.tiers import first
 
 CONCERNS = ["*/harness/recipe.py", "*/harness/fixtures.py"]
 
@@ -147,7 +148,7 @@ def with_session(small: Small, name: str, tests: str) -> tuple[dict[str, int], s
     return outcome.counts, outcome.output
 
 
-@pytest.mark.parametrize("kind", ASYNC_KINDS)
+@pytest.mark.parametrize("kind", first(2, ASYNC_KINDS))
 def test_async_sessions(kind: str, small: Small) -> None:
     counts, output = with_session(small, kind, ASYNC)
     assert counts == {"passed": 4}, output[-6000:]

@@ -42,6 +42,7 @@ def test_no_variable_of_libpq_reaches_an_embedded_server(small: Small) -> None:
     passed(small.outcome("tests/test_small.py", **variables))
 
 
+@pytest.mark.thorough
 def test_variables_of_libpq_work_with_a_server_of_ones_own(small: Small) -> None:
     """The password comes from where the user put it."""
     with postgres.packaged(small) as binaries, postgres.running(binaries) as server:

@@ -67,6 +67,7 @@ def followed(template: Path, tmp_path: Path) -> Path:
     return clone
 
 
+@pytest.mark.thorough
 def test_question_is_added(followed: Path, tmp_path: Path, python: Path) -> None:
     command = [sys.executable, "-m"]
     run(*command, "ruff", "format", "--check", ".", cwd=followed)

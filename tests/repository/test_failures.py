@@ -36,6 +36,7 @@ def test_fails(template, tmp_path):
 LATER = "def test_later(tmp_path): ..."
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "workers",
     first(1, [["-n", "2"], []], others=slow),

@@ -70,7 +70,7 @@ def test_languages_are_known(document: str) -> None:
 @linux_only
 @pytest.mark.parametrize(
     "document",
-    quick(ROOT / "README.md", ROOT / "docs/operations.md", of=DOCUMENTS),
+    quick(ROOT / "README.md", of=DOCUMENTS),
     indirect=True,
     ids=titled,
 )

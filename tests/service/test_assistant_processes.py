@@ -71,6 +71,7 @@ def test_what_one_process_paused_another_resumes_once(there: Production) -> None
         assert said(second, conversation) == [("customer", COMPLAINT), ("human", ANSWER)]
 
 
+@pytest.mark.thorough
 def test_of_twenty_who_resolve_over_http_one_wins(there: Production) -> None:
     """On two processes, which know of each other only by the database."""
     with serving(there.project, there.env) as one, serving(there.project, there.env) as other:

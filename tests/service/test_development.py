@@ -212,6 +212,7 @@ def test_a_service_that_lost_its_parent_is_ended(plain: Desk) -> None:
             again.interrupt()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("tell", "how"), [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGHUP)])
 def test_other_ways_to_be_told(
     tell: Callable[[int, int], None], how: signal.Signals, plain: Desk
@@ -454,6 +455,7 @@ def test_servers_of_the_user(plain: Desk, rendered: Render, tmp_path: Path) -> N
     other.assert_nothing_left()
 
 
+@pytest.mark.thorough
 def test_variables_of_libpq_do_not_matter(plain: Desk) -> None:
     elsewhere = {"PGSSLMODE": "require", "PGHOST": "nowhere.invalid", "PGOPTIONS": "-c x=y"}
     with plain.running(**elsewhere) as running:
@@ -622,6 +624,7 @@ def test_a_damaged_cluster_is_never_made_anew(plain: Desk) -> None:
     assert plain.sql("SELECT count(*) FROM customers") == ["5"]
 
 
+@pytest.mark.thorough
 def test_psql_keeps_the_server_until_it_ends(plain: Desk) -> None:
     with (
         plain.running() as running,
@@ -714,6 +717,7 @@ def test_the_image_has_nothing_of_it(rendered: Render) -> None:
     assert not re.search(r"^\s*(from|import) \.*(tests|harness)", sources, re.MULTILINE)
 
 
+@pytest.mark.thorough
 def test_devcontainer(rendered: Render) -> None:
     """As JSON with comments, which editors read."""
     project = rendered(project_name='Zoë\'s "Grüße"')

@@ -247,6 +247,7 @@ def test_four_instances_migrate_at_once(unmigrated: Production) -> None:
     ]
 
 
+@pytest.mark.thorough
 def test_a_migration_lets_others_read(unmigrated: Production) -> None:
     """Behind a transaction that takes long it waits for a moment, steps back, and tries again."""
     project, env = unmigrated.project, unmigrated.env

@@ -112,6 +112,7 @@ def starting_points(repository: Path) -> list[str]:
     return tag_releases(repository) or [PRESENT]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("variant", quick("defaults", of=VARIANTS, others=slow))
 def test_untouched_project_becomes_a_fresh_one(
     variant: str, scaffold: Scaffold, fresh: Rendered, versions: Path
