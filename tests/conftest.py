@@ -79,8 +79,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are processors: a tenth of their time, tests wait."""
-    return len(os.sched_getaffinity(0)) + 1 if sys.platform == "linux" else (os.cpu_count() or 1)
+    """One more than there are processors: tests wait a part of their time, for servers and naps."""
+    linux = sys.platform == "linux"
+    return 1 + (len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -21,7 +21,7 @@ CASES = Path(__file__).with_name("cases")
 PASSED = {
     "test_by_whichever_method.py": 100,
     "test_cancelled.py": 5,
-    "test_codec.py": 2,
+    "test_codec.py": 3,
     "test_concurrent_first_use.py": 11,
     "test_driver_connection.py": 10,
     "test_ends_with_its_transaction.py": 8,

@@ -25,6 +25,7 @@ CONCERNS = ["*/harness/isolation/*", "tests/harness/programs/*"]
 SERVICE = Path(__file__).with_name("programs")
 
 ALONE, PROGRAMS = 276, 300
+PARTS = 2  # at a time: half of a program's time, somebody waits
 MANY, WORKERS = int(os.environ.get("PROGRAMS", "3000")), 4
 ENOUGH = 10_000  # for each statement to be among them, and to succeed
 # What takes another statement before it, in the same session: hardly a program has both.
@@ -32,7 +33,7 @@ SECOND = {
     *("EXECUTE mine", "FETCH {id} FROM held", "INSERT INTO incoming VALUES ({id})"),
     *("RELEASE s", "ROLLBACK TO s"),
 }
-SEPARATE = 40  # of them, each as a test of its own, with as many witnesses between
+SEPARATE, WITNESSES = 40, 40  # of them, each as a test of its own, and between them in each part
 
 # What could be overlooked: a file, what stands there, what instead, and what then shows.
 PUT_BACK, CHANGES, STATEMENTS = (
@@ -91,23 +92,43 @@ def programs(rendered: Render, python: Path, tmp_path: Path) -> Iterator[Project
     remove_clusters(tmp_path)
 
 
-def options(number: int, seed: int = 1) -> tuple[tuple[str, ...], dict[str, str]]:
-    """How pytest is called to run so many programs, and in what environment."""
+def options(
+    number: int, *, parts: int = 1, seed: int = 1
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """How pytest is called to run so many programs in all, and in what environment."""
     env = {
-        "PROGRAMS": str(number),
+        "PROGRAMS": str(number // parts),
+        "PROGRAMS_PARTS": str(parts),
         "PROGRAMS_SEED": str(seed),
         "META_PACKAGES": str(Path(hypothesis.__file__).parents[1]),
     }
-    return ("-s", "-p", "no:randomly", "tests/test_programs.py"), env
+    workers = ("-n", str(parts)) if parts > 1 else ()
+    return ("-p", "no:randomly", "tests/test_programs.py", *workers), env
+
+
+def ran(programs: Project) -> list[str]:
+    """What was run of statements and programs."""
+    return sorted((programs.path / "tests" / "ran.txt").read_text().splitlines())
 
 
 def test_programs_leave_nothing_and_see_nothing(programs: Project) -> None:
-    """One after the other in one process; then some as they are printed, in random order."""
-    words, env = options(PROGRAMS)
-    output = programs.pytest(*words, env=env, timeout=1800, passed=2).output
-    assert f"{ALONE} statements alone" in output
-    assert f"{PROGRAMS} programs, " in output
-    programs.pytest("tests/test_separate.py", "--randomly-seed=1", env=env, passed=2 * SEPARATE)
+    """One after the other in two processes; then some as they are printed, in random order."""
+    words, env = options(PROGRAMS, parts=PARTS)
+    programs.pytest(*words, env=env, timeout=1800, passed=1 + PARTS)
+    assert ran(programs) == [
+        *[f"{PROGRAMS // PARTS} programs"] * PARTS,
+        f"{ALONE} statements alone",
+    ]
+    assert not [what for what in missed(programs) if what.startswith("step: ")]
+    files = [f"tests/test_separate_{part}.py" for part in range(PARTS)]
+    passed = SEPARATE + PARTS * WITNESSES
+    programs.pytest(*files, "--randomly-seed=1", env=env, passed=passed)
+
+
+def missed(programs: Project) -> set[str]:
+    """The kinds of steps that no program had, and the statements that succeeded in none."""
+    files = (programs.path / "tests").glob("missed_*.txt")
+    return set.intersection(*(set(file.read_text().splitlines()) for file in files))
 
 
 @pytest.mark.slow
@@ -116,16 +137,11 @@ def test_many_programs(programs: Project) -> None:
 
     As many as PROGRAMS says.
     """
-    words, env = options(MANY // WORKERS, seed=MANY)
-    env["PROGRAMS_PARTS"] = str(WORKERS)
-    parallel = ("-k", "not alone", "-n", str(WORKERS))
-    programs.pytest(*words, *parallel, env=env, timeout=7200, passed=WORKERS)
-    without = [
-        set(file.read_text().splitlines())
-        for file in (programs.path / "tests").glob("without_success_*.txt")
-    ]
-    assert len(without) == WORKERS
-    assert MANY < ENOUGH or set.intersection(*without) <= SECOND, "no program did it with success"
+    words, env = options(MANY, parts=WORKERS, seed=MANY)
+    programs.pytest(*words, "-k", "not alone", env=env, timeout=7200, passed=WORKERS)
+    assert ran(programs) == [f"{MANY // WORKERS} programs"] * WORKERS
+    assert not [what for what in missed(programs) if what.startswith("step: ")]
+    assert MANY < ENOUGH or missed(programs) <= {f"statement: {second}" for second in SECOND}
 
 
 @pytest.mark.slow

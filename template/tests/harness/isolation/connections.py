@@ -190,7 +190,8 @@ class _Watched(asyncpg.Connection):  # type: ignore[misc]
 
     def opened(self) -> None:
         """What it was told until now, each is that the engine opens."""
-        self._is_counted = self.is_opened = True
+        if not self.is_opened:
+            self._is_counted = self.is_opened = True
 
     def is_dead(self) -> bool:
         """Whether it is closed, or the server said something unasked, such as that it ends."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import NullPool, QueuePool
+from sqlalchemy.pool import _ConnectionRecord
 
 Take = Callable[[Any], Any]
 Opened = Callable[[Any], None]
@@ -26,7 +27,7 @@ def watch(
 
     Args:
         take: what a pool is given instead of a new connection; None where there is nothing.
-        opened: is told of each new one.
+        opened: is told of each record that is given out, once its connection is open.
         keep: whether it keeps a connection that a pool would close.
 
     Returns:
@@ -36,13 +37,16 @@ def watch(
         kind: (kind._do_get, kind._do_return_conn) for kind in (NullPool, QueuePool)
     }
     (opens, closes), (waits, returns) = before[NullPool], before[QueuePool]
+    connects = _ConnectionRecord.get_connection
+
+    def get_connection(record: Any) -> Any:
+        connection = connects(record)  # a new one, where others were found to be lost
+        opened(record)
+        return connection
 
     def get(pool: Any) -> Any:
         record = take(pool)
-        if record is None:
-            record = opens(pool)
-            opened(record)
-        return record
+        return opens(pool) if record is None else record
 
     def give_back(pool: Any, record: Any) -> None:
         if not keep(pool, record):
@@ -52,10 +56,8 @@ def watch(
         is_full = pool._max_overflow > -1 and pool._overflow >= pool._max_overflow
         record = None if is_full else take(pool)
         if record is None:
-            record = waits(pool)
-            opened(record)
-        else:
-            pool._inc_overflow()
+            return waits(pool)
+        pool._inc_overflow()
         return record
 
     def give_back_counted(pool: Any, record: Any) -> None:
@@ -68,13 +70,14 @@ def watch(
         finally:
             pool._dec_overflow()
 
-    _set({NullPool: (get, give_back), QueuePool: (get_counted, give_back_counted)})
-    return lambda: _set(before)
+    _set({NullPool: (get, give_back), QueuePool: (get_counted, give_back_counted)}, get_connection)
+    return lambda: _set(before, connects)
 
 
-def _set(ways: Mapping[Any, tuple[Any, Any]]) -> None:
+def _set(ways: Mapping[Any, tuple[Any, Any]], connects: Callable[[Any], Any]) -> None:
     for kind, (get, give_back) in ways.items():
         kind._do_get, kind._do_return_conn = get, give_back
+    _ConnectionRecord.get_connection = connects  # type: ignore[method-assign]
 
 
 def _has_waiting(queue: Any) -> bool:
