@@ -30,8 +30,8 @@ MANY, WORKERS = int(os.environ.get("PROGRAMS", "3000")), 4
 ENOUGH = 10_000  # for each statement to be among them, and to succeed
 # What takes another statement before it, in the same session: hardly a program has both.
 SECOND = {
-    *("EXECUTE mine", "FETCH {id} FROM held", "INSERT INTO incoming VALUES ({id})"),
-    *("RELEASE s", "ROLLBACK TO s"),
+    *("EXECUTE mine", "FETCH {id} FROM held", "RELEASE s", "ROLLBACK TO s"),
+    *("DROP TABLE incoming", "INSERT INTO incoming VALUES ({id})"),
 }
 SEPARATE, WITNESSES = 40, 40  # of them, each as a test of its own, and between them in each part
 
