@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import NullPool, QueuePool
-from sqlalchemy.pool import _ConnectionRecord
+from sqlalchemy.pool.base import _ConnectionRecord
 
 Take = Callable[[Any], Any]
 Opened = Callable[[Any], None]
 Keep = Callable[[Any, Any], bool]
+
+_Record: Any = _ConnectionRecord
 
 
 def watch(
@@ -37,7 +39,7 @@ def watch(
         kind: (kind._do_get, kind._do_return_conn) for kind in (NullPool, QueuePool)
     }
     (opens, closes), (waits, returns) = before[NullPool], before[QueuePool]
-    connects = _ConnectionRecord.get_connection
+    connects = _Record.get_connection
 
     def get_connection(record: Any) -> Any:
         connection = connects(record)  # a new one, where others were found to be lost
@@ -77,7 +79,7 @@ def watch(
 def _set(ways: Mapping[Any, tuple[Any, Any]], connects: Callable[[Any], Any]) -> None:
     for kind, (get, give_back) in ways.items():
         kind._do_get, kind._do_return_conn = get, give_back
-    _ConnectionRecord.get_connection = connects  # type: ignore[method-assign]
+    _Record.get_connection = connects
 
 
 def _has_waiting(queue: Any) -> bool:
