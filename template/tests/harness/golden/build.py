@@ -109,7 +109,7 @@ def _find(connection: Connection, name: str, wanted: Fingerprint) -> Golden | No
     Whether it still holds what was published, its first clone tells.
     """
     for database in databases.ours(connection):
-        if database.name == name and database.sealed and database.valid:
+        if database.name == name and database.sealed and not database.given_up:
             notes = database.notes
             if notes.get("fingerprint") == wanted.value:
                 return Golden(name, notes["digest"], "reused")

@@ -105,7 +105,6 @@ class Database:
     name: str
     oid: int
     sealed: bool
-    valid: bool
     given_up: bool
     """Whether somebody began to drop it."""
     comment: str
@@ -273,7 +272,7 @@ def ours(connection: Connection) -> list[Database]:
     """All databases of the harness on this server that belong to our role, the oldest first."""
     rows = connection.execute(
         """
-        SELECT datname, oid, datistemplate AND NOT datallowconn, datconnlimit = %(mark)s,
+        SELECT datname, oid, datistemplate AND NOT datallowconn,
                datconnlimit = %(invalid)s OR NOT datistemplate AND NOT datallowconn,
                coalesce(shobj_description(oid, 'pg_database'), '')
         FROM pg_database
@@ -344,7 +343,7 @@ def drop(connection: Connection, databases: Iterable[Database], timeout: float =
     problems = []
     for database in databases:
         name = sql.Identifier(database.name)
-        if database.kind == "g" and database.valid:
+        if database.kind == "g" and not database.given_up:
             connection.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(name))
         try:
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
