@@ -77,11 +77,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[HEADER] = found.told()
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
+@pytest.hookimpl(optionalhook=True, wrapper=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
     """One more than there are processors: tests wait a part of their time, for servers and naps."""
-    linux = sys.platform == "linux"
-    return 1 + (len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1)
+    found = yield
+    return found if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else found + 1
 
 
 @pytest.hookimpl(optionalhook=True)
