@@ -119,16 +119,18 @@ def test_programs_leave_nothing_and_see_nothing(programs: Project) -> None:
         *[f"{PROGRAMS // PARTS} programs"] * PARTS,
         f"{ALONE} statements alone",
     ]
-    assert not [what for what in missed(programs) if what.startswith("step: ")]
+    assert not missed(programs, "step")
     files = [f"tests/test_separate_{part}.py" for part in range(PARTS)]
     passed = SEPARATE + PARTS * WITNESSES
     programs.pytest(*files, "--randomly-seed=1", env=env, passed=passed)
 
 
-def missed(programs: Project) -> set[str]:
-    """The kinds of steps that no program had, and the statements that succeeded in none."""
+def missed(programs: Project, kind: str) -> set[str]:
+    """Of steps, those that no program had; of statements, those that succeeded in none."""
     files = (programs.path / "tests").glob("missed_*.txt")
-    return set.intersection(*(set(file.read_text().splitlines()) for file in files))
+    lines = set.intersection(*(set(file.read_text().splitlines()) for file in files))
+    start = f"{kind}: "
+    return {line.removeprefix(start) for line in lines if line.startswith(start)}
 
 
 @pytest.mark.slow
@@ -140,8 +142,8 @@ def test_many_programs(programs: Project) -> None:
     words, env = options(MANY, parts=WORKERS, seed=MANY)
     programs.pytest(*words, "-k", "not alone", env=env, timeout=7200, passed=WORKERS)
     assert ran(programs) == [f"{MANY // WORKERS} programs"] * WORKERS
-    assert not [what for what in missed(programs) if what.startswith("step: ")]
-    assert MANY < ENOUGH or missed(programs) <= {f"statement: {second}" for second in SECOND}
+    assert not missed(programs, "step")
+    assert MANY < ENOUGH or missed(programs, "statement") <= SECOND
 
 
 @pytest.mark.slow

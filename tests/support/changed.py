@@ -79,7 +79,7 @@ class Change:
             *(f"    {name}" for name in self.files),
             "run for this, on one variant each:",
             *(f"    {name}" for name in self.suites),
-            f"left out: {self.others} other files. Before you push: make test",
+            f"left out: thorough tests, and {self.others} other files. Before you push: make test",
         ]
 
 
