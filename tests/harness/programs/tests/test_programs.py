@@ -225,7 +225,7 @@ def test_programs(part: int, world: World) -> None:
     missed = [f"step: {kind}" for kind in KINDS - world.steps]
     missed += [f"statement: {template}" for template in STATEMENTS - world.statements]
     Path(__file__).with_name(f"missed_{part}.txt").write_text("\n".join(sorted(missed)))
-    assert world.undecided <= NUMBER / 100
+    assert world.undecided <= max(1, NUMBER / 100)
     some = list(world.passed.values())[:: max(1, NUMBER // SEPARATE)][:SEPARATE]
     sources = [program.source(f"test_program_{number}") for number, program in enumerate(some)]
     sources.append(inspect.getsource(witness.test_nothing_is_left))
