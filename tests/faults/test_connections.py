@@ -555,3 +555,27 @@ def test_external_redis_that_is_killed(service: Small) -> None:
     assert outcome.counts["passed"] == 1
     assert "The Redis of TEST_REDIS_URL is gone" in outcome.output
     assert "INTERNALERROR" not in outcome.output
+
+
+# Some builds of Valkey end where that is not installed. This one tells what it was given.
+LANGUAGE = """\
+import pytest
+
+from tests.harness.errors import HarnessError
+from tests.harness.servers import valkey
+
+
+def test_language(tmp_path, monkeypatch):
+    build = tmp_path / "valkey-server"
+    build.write_text("#!/bin/sh\\nenv")
+    build.chmod(0o700)
+    monkeypatch.setattr(valkey, "_binary", lambda: str(build))
+    with pytest.raises(HarnessError, match="(?m)^LC_ALL=C$"):
+        valkey.launch({"dir": str(tmp_path)}, lambda: False)
+"""
+
+
+@pytest.mark.thorough
+def test_redis_does_not_speak_the_shells_language(service: Small) -> None:
+    outcome = service.tried(LANGUAGE, LC_ALL="tlh_KL.UTF-8")
+    assert outcome.counts == {"passed": 1}, outcome.output

@@ -14,20 +14,15 @@ from .. import environment
 from ..errors import ANOTHER_SERVER, HarnessError
 from ..files import private, write
 from ..layout import ROOT
-from . import user
+from . import processes, user
 
 OLDEST = 15
 """The oldest Postgres that the harness supports."""
 
-# What changes what they do, or say, and is meant for others: libpq's variables and the shell's
-# language.
-_NOT_THEIRS = ("PG", "LC_", "LANG")
-
 
 def program(cwd: Path = Path("/")) -> dict[str, Any]:
     """Arguments for `subprocess`, for a program of Postgres: as whom it runs, where, with what."""
-    variables = {n: value for n, value in os.environ.items() if not n.startswith(_NOT_THEIRS)}
-    return {"cwd": cwd, "env": {**variables, "LC_ALL": "C"}, **user.arguments()}
+    return {"cwd": cwd, "env": processes.variables(), **user.arguments()}
 
 
 def version_of(folder: Path) -> str:

@@ -15,6 +15,16 @@ from ..waiting import polls
 
 _SECONDS = 10
 
+# What changes what a server does, or says, and is meant for others: libpq's variables and the shell's
+# language, which may not even be installed here.
+_NOT_THEIRS = ("PG", "LC_", "LANG")
+
+
+def variables() -> dict[str, str]:
+    """The environment of a server and its programs."""
+    found = {n: value for n, value in os.environ.items() if not n.startswith(_NOT_THEIRS)}
+    return {**found, "LC_ALL": "C"}
+
 
 def command_line(pid: int) -> str:
     """The command line of a process; empty when there is none."""

@@ -26,6 +26,7 @@ from ..errors import HarnessError
 from ..files import private
 from . import guard
 from .locks import FileLock
+from .processes import variables
 
 if TYPE_CHECKING:
     import redis
@@ -230,6 +231,7 @@ def launch(
             stdin=secret,
             stdout=output,
             stderr=output,
+            env=variables(),
             start_new_session=True,  # Ctrl-C is for whoever started it
         )
         deadline = time.monotonic() + seconds
