@@ -116,6 +116,15 @@ def test_without_a_home(variables: dict[str, str | None], small: Small, complete
         assert service.home.is_relative_to(home if not variables else "/tmp")
 
 
+@pytest.mark.thorough
+@root_only
+def test_home_of_somebody_else(small: Small, tmp_path: Path) -> None:
+    """As `su` leaves it; and what accounts of services have for one."""
+    for home in (str(tmp_path), "/dev/null"):
+        with ordinary(small, variables={"HOME": home}) as (service, _):
+            service.green()
+
+
 READ_ONLY = 'mount --bind "$PWD" "$PWD"\nmount -o remount,bind,ro "$PWD"\ncd "$PWD"'
 
 

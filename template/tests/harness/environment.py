@@ -406,9 +406,11 @@ def realm() -> list[str]:
 
 
 def _ours(base: Path) -> bool:
-    """Not somebody else's folder, put where we would look."""
+    """Not somebody else's folder, put where we would look, and none that can't be there."""
     try:
         status = base.lstat()
     except FileNotFoundError:
-        return os.access(next(p for p in base.parents if p.exists()), os.W_OK)
+        return os.access(next(p for p in base.parents if os.path.lexists(p)), os.W_OK)
+    except OSError:  # on the way there is a file, or a folder that we can't enter
+        return False
     return status.st_uid == os.geteuid() and stat.S_ISDIR(status.st_mode)
