@@ -231,6 +231,17 @@ def test_memory_from_which_nothing_can_be_run(small: Small) -> None:
 
 @pytest.mark.thorough
 @root_only
+def test_temporary_folder_that_is_closed_to_others(small: Small) -> None:
+    """Root's server is another user's. Memory is small, as in containers, and runs no programs."""
+    tiny = 'mount -t tmpfs -o noexec,size=64m,mode=1777 none /dev/shm && exec "$@"'
+    with tempfile.TemporaryDirectory(dir="/tmp") as closed:
+        service = inside(small, *("unshare", "--mount", "sh", "-c", tiny, "sh"), TMPDIR=closed)
+        service.green()
+        assert service.home.is_relative_to("/tmp/pytest-harness-0")
+
+
+@pytest.mark.thorough
+@root_only
 def test_containers_that_share_memory(small: Small) -> None:
     """Each has its own server, which ends with it."""
     service = inside(small, "unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--")

@@ -389,7 +389,7 @@ def bases() -> list[Path]:
     with suppress(FileNotFoundError):  # nothing there can be written to
         found.append(Path(tempfile.gettempdir()) / name)
     found.append(Path("/tmp") / name)
-    return [base for base in dict.fromkeys(found) if _ours(base)]
+    return [base for base in dict.fromkeys(found) if _ours(base) and user.can_enter(base)]
 
 
 def realm() -> list[str]:

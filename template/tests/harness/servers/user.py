@@ -68,6 +68,11 @@ def arguments() -> dict[str, Any]:
     return {"user": nobody[0], "group": nobody[1], "extra_groups": []}
 
 
+def can_enter(folder: Path) -> bool:
+    """Whether the user who runs Postgres gets to a folder of ours: those around it are as they are."""
+    return not arguments() or all(p.stat().st_mode & 0o001 for p in folder.parents if p.exists())
+
+
 def command(*words: str | Path, named: bool = False) -> list[str | Path]:
     """The command that runs a program of Postgres, to be called with `arguments()`.
 
