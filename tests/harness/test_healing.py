@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +83,19 @@ def test_edited_sources_are_noticed(probed: Project) -> None:
         assert set(named[1].split(", ")) == set(edited.values())
     (probed.path / "ingest.py").touch()
     assert next_run(probed).golden()[1] == "reused", "the time of a file says nothing"
+
+
+def test_linked_sources(probed: Project, tmp_path: Path) -> None:
+    """What lies elsewhere counts as well. An editor's mark of what is edited leads nowhere."""
+    elsewhere, migrations = tmp_path / "elsewhere", probed.path / "migrations"
+    elsewhere.mkdir()
+    (migrations / "shared").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(migrations)
+    (migrations / ".#env.py").symlink_to("ada@desk.4711:1796000000")
+    next_run(probed)
+    (elsewhere / "rows.sql").write_text("SELECT 1")
+    assert next_run(probed).golden()[1].endswith(": migrations changed")
+    assert next_run(probed).golden()[1] == "reused"
 
 
 @pytest.mark.thorough

@@ -134,10 +134,20 @@ def _files(root: Path, source: str) -> list[bytes]:
             "correct the path, or take it out."
         )
     pieces: list[bytes] = []
-    for folder, subfolders, names in os.walk(start):
-        subfolders[:] = sorted(name for name in subfolders if name != "__pycache__")
-        for name in sorted(names):
-            pieces += _named(root, Path(folder, name))
+    walked = set()
+    for folder, subfolders, names in os.walk(start, followlinks=True):
+        walked.add(os.path.realpath(folder))
+        inner = [Path(folder, name) for name in sorted(subfolders) if name != "__pycache__"]
+        # What is linked counts as well. A link may lead back.
+        subfolders[:] = [path.name for path in inner if os.path.realpath(path) not in walked]
+        for path in inner:
+            if path.is_symlink():
+                pieces += [os.fsencode(path.relative_to(root)), os.fsencode(os.readlink(path))]
+        for path in (Path(folder, name) for name in sorted(names)):
+            if (
+                path.is_file()
+            ):  # not so: links that lead nowhere, by which editors mark what is edited
+                pieces += _named(root, path)
     return pieces
 
 
