@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import Render
 from tests.support import wire
+from tests.support.machine import linux_only
 from tests.support.small import Small, replace, small_service
 from tests.support.tiers import first
 from tests.variants import ALL_OFF
@@ -323,6 +325,29 @@ def test_marked():
     assert SAID not in said(LEAVES)
 """
 
+# The program of another Python, such as the system's own.
+OLDER = """\
+import os
+import socket
+import subprocess
+
+import pytest
+
+pytestmark = pytest.mark.integration
+
+
+def test_older():
+    name = f"\\0{os.getpid()}"
+    here = f"socket.socket(socket.AF_UNIX).connect({name!r})"
+    elsewhere = "socket.create_connection(('198.51.100.7', 9), timeout=1)"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(name)
+        server.listen()
+        command = [os.environ["OLDER"], "-c", f"import socket; {here}; {elsewhere}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "tests don't leave this machine, and 198.51.100.7:9" in done.stderr
+"""
+
 # A listener on an address of this machine that is none of loopback's.
 REACHES = """\
 import os
@@ -440,6 +465,19 @@ def test_what_stays_is_left_alone(workers: list[str], service: Small) -> None:
 def test_processes_stay_as_well(workers: list[str], service: Small) -> None:
     outcome = service.outcome("tests/children.py", *workers, ELSEWHERE="198.51.100.7")
     assert outcome.counts == {"passed": 9}, outcome.output
+
+
+@pytest.mark.thorough
+@linux_only  # has sockets without a file
+def test_programs_of_an_older_python_stay_as_well(service: Small) -> None:
+    """As far as the machine has one: those of RHEL 9 and of macOS are 3.9."""
+    found = [*Path("/usr/bin").glob("python3.[89]")]
+    found += (Path.home() / ".pyenv/versions").glob("3.[89].*/bin/python")
+    if not found:
+        pytest.skip("there is no Python 3.8 or 3.9 on this machine")
+    for python in found:
+        outcome = service.tried(OLDER, OLDER=str(python))
+        assert outcome.counts == {"passed": 1}, outcome.output
 
 
 def test_seeder_stays_as_well(service: Small) -> None:

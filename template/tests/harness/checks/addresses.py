@@ -1,6 +1,7 @@
 """Where a socket is about to connect: whether to this machine, or an allowed host, and to whose Postgres.
 
-Imports nothing of the harness: `children/sitecustomize.py` loads this file alone, before any program.
+Imports nothing of the harness: `children/sitecustomize.py` loads this file alone, before any program,
+which may be one of the system's own Python: both work with 3.8 and newer.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def asked_socket(event: str, arguments: tuple[Any, ...]) -> str:
     """The path of the Unix socket to which an audit event connects; empty if it does not."""
     if event not in CONNECTS or arguments[1] is None or arguments[0].family in _inet():
         return ""
-    return text(arguments[1]) if isinstance(arguments[1], str | bytes) else ""
+    return text(arguments[1]) if isinstance(arguments[1], (str, bytes)) else ""
 
 
 def ask_of_libpq(
