@@ -20,7 +20,7 @@ from tests.harness.test_wider_fixtures import TESTS as WIDER_FIXTURES
 from tests.support import postgres
 from tests.support.postgres import Server
 from tests.support.project import Project
-from tests.support.small import Small
+from tests.support.small import Small, passed
 from tests.variants import ONE_FILE, VARIANTS
 
 CONCERNS = ["*/harness/servers/guard.py", "*/harness/servers/urls.py"]
@@ -77,6 +77,16 @@ def test_service_without_pgvector_needs_neither_it_nor_a_superuser(rendered: Ren
         assert f"{another} " in service.tool("tests.harness", "status", env=env).output
     way = f"after a test: rows that were added are put back; {CLONE}: runner is no superuser"
     assert re.search(way, run.output)
+
+
+@pytest.mark.thorough
+def test_server_without_md5(small: Small) -> None:
+    """OpenSSL has none where FIPS 140 is enforced; here, nobody may call it."""
+    with running(small, pgvector=False) as server:
+        server.sql("ALTER DATABASE template0 ALLOW_CONNECTIONS true")
+        for database in ("template0", "postgres"):
+            server.sql("REVOKE EXECUTE ON FUNCTION md5(text), md5(bytea) FROM PUBLIC", database)
+        passed(small.outcome("tests/test_small.py", TEST_DATABASE_URL=server.url("runner")))
 
 
 # What stands in the way of a role that is no superuser, and what its tests do all the same.

@@ -1,4 +1,7 @@
-"""What a database holds, in a few hashes: to tell whether two databases are the same."""
+"""What a database holds, in a few hashes: to tell whether two databases are the same.
+
+By Postgres' own function, not by md5, which its OpenSSL may lack.
+"""
 
 from __future__ import annotations
 
@@ -40,13 +43,14 @@ _SCHEMA = f"""
         SELECT format('enum %s %s %s', t.typname, e.enumsortorder, e.enumlabel)
         FROM pg_enum e JOIN pg_type t ON t.oid = e.enumtypid
         UNION ALL
-        SELECT format('function %s %s', p.oid::regprocedure, md5(p.prosrc))
+        SELECT format('function %s %s', p.oid::regprocedure, hashtextextended(p.prosrc COLLATE "C", 0))
         FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
         WHERE {_USER_SCHEMAS}
         UNION ALL
         SELECT format('extension %s %s', extname, extversion) FROM pg_extension
     )
-    SELECT md5(coalesce(string_agg(text, E'\\n' ORDER BY text COLLATE "C"), '')) FROM line
+    SELECT hashtextextended(coalesce(string_agg(text, E'\\n' ORDER BY text COLLATE "C"), '') COLLATE "C", 0)::text
+    FROM line
 """
 
 _TABLES = f"""
