@@ -96,6 +96,15 @@ def test_run_that_ignores_signals(small: Small, complete: Any) -> None:
     small.healed(complete)
 
 
+@pytest.mark.thorough
+def test_run_that_is_not_told_of_the_end_of_processes(small: Small, complete: Any) -> None:
+    """A program that ignores SIGCHLD passes that on; a command that fails fails all the same."""
+    deaf = dataclasses.replace(small, prefix=("env", "--ignore-signal=CHLD"))
+    deaf.edit_seeder()
+    assert "ended with status 3" in deaf.red(SEED="raise SystemExit(3)")
+    small.healed(complete)
+
+
 CRASHES = {
     "killed": "os.kill(os.getpid(), 9)",
     "exits": "os._exit(3)",

@@ -28,7 +28,7 @@ from .checks import versions
 from .errors import HarnessError
 from .files import private
 from .layout import ROOT
-from .servers import loopback, urls, user
+from .servers import loopback, processes, urls, user
 from .servers.loopback import Loopback
 
 APPLICATION = "tests.harness"
@@ -272,6 +272,7 @@ def prepare(
                 f"prepare() was told of URLs that begin with {driver}. Those of Postgres begin with "
                 "postgresql, postgresql+asyncpg, postgresql+psycopg and the like."
             )
+    processes.hear_of_children()
     run, worker = _identity()
     home, external_url = _home(), os.environ.get("TEST_DATABASE_URL") or None
     asked = external_url is None and (database_loopback or database_parts is not None)

@@ -26,6 +26,16 @@ def variables() -> dict[str, str]:
     return {**found, "LC_ALL": "C"}
 
 
+def hear_of_children() -> None:
+    """Let this process learn how the processes that it starts end, however it was started itself.
+
+    Where SIGCHLD is ignored, which a program passes on to those that it starts, the kernel tells nobody,
+    and Python takes each for a success.
+    """
+    if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 def command_line(pid: int) -> str:
     """The command line of a process; empty when there is none."""
     try:
