@@ -394,6 +394,23 @@ def test_arguments_go_to_uvicorn(plain: Desk) -> None:
         running.interrupt()
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--host 192.0.2.1", "listen on 192.0.2.1, port 8000: [Errno 99] Cannot assign requested"),
+        ("--port 70000", "listen on 127.0.0.1, port 70000: bind(): port must be 0-65535"),
+    ],
+)
+def test_where_nothing_can_listen(options: str, says: str, plain: Desk) -> None:
+    """That address is not this machine's any more, or never was: nobody has taken its ports."""
+    said = plain.make("run", f"ARGS={options}", status=2).output
+    assert says in said
+    assert "taken" not in said
+    assert "Traceback" not in said
+    plain.assert_nothing_left()
+
+
 @pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
 def test_over_tls(plain: Desk, tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"

@@ -8,6 +8,7 @@ a port of the project's own, and a password that its user alone can read.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -117,12 +118,18 @@ def _all_taken(first: int) -> str:
 
 
 def is_free(port: int, host: str = HOST) -> bool:
-    """Whether a server may listen there."""
+    """Whether nobody else listens there.
+
+    Raises:
+        HarnessError: no server of ours can: the address is not this machine's, or the port is root's.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
         try:
             probe.bind((host, port))
-        except OSError:
-            return False
+        except (OSError, OverflowError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+                return False
+            raise HarnessError(f"No server can listen on {host}, port {port}: {error}") from error
     return True
