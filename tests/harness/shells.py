@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from tests.support import wire
 
@@ -58,3 +59,13 @@ def set_up_for_other_things(port: int) -> dict[str, str | None]:
         **libpq,
         **dict.fromkeys(("NO_PROXY", "no_proxy")),
     }
+
+
+def locked_certificate(home: Path) -> Path:
+    """A home with a certificate where drivers of Postgres look for one, and a locked key."""
+    folder = home / ".postgresql"
+    folder.mkdir()
+    for name in ("postgresql.crt", "postgresql.key"):
+        (folder / name).write_text("takes a password\n")
+        (folder / name).chmod(0o600)
+    return home

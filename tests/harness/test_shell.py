@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.harness.shells import counting, set_up_for_other_things
+from tests.harness.shells import counting, locked_certificate, set_up_for_other_things
 from tests.support import postgres
 from tests.support.project import Project
-from tests.support.small import Small, passed, replace
+from tests.support.small import Small, edited, passed, replace
 
 CONCERNS = ["template/tests/harness/shell.py", "template/tests/harness/environment.py"]
 
@@ -40,6 +41,17 @@ def test_no_variable_of_libpq_reaches_an_embedded_server(small: Small) -> None:
     small.edit_seeder()
     variables: dict[str, Any] = dict.fromkeys({*known, *LIBPQ}, "nonsense")
     passed(small.outcome("tests/test_small.py", **variables))
+
+
+@pytest.mark.thorough
+def test_certificate_of_ones_own_is_not_read(small: Small, tmp_path: Path) -> None:
+    """It is for other servers. Where a driver connects by TCP, it looks for one."""
+    package = small.path / "tests/__init__.py"
+    text = package.read_text()
+    with edited(package, text.replace("prepare(", "prepare(database_loopback=True, ", 1)):
+        home = locked_certificate(tmp_path)
+        passed(small.outcome("tests/test_small.py", HOME=str(home)))
+    small.harness("clean")  # it would go on to listen there
 
 
 @pytest.mark.thorough

@@ -26,6 +26,7 @@ from threading import Thread
 import pytest
 
 from tests.conftest import Render
+from tests.harness.shells import locked_certificate
 from tests.service.development import Desk, Running
 from tests.support.command import overlaid, run
 from tests.support.embedded import remove_clusters
@@ -479,6 +480,13 @@ def test_variables_of_libpq_do_not_matter(plain: Desk) -> None:
         assert len(emails(running)) == 5
         one = plain.make("psql", "ARGS=-XAtc 'SELECT 1'", env=elsewhere)
         assert one.output == "1\n"
+        running.interrupt()
+
+
+@pytest.mark.thorough
+def test_certificate_of_ones_own_does_not_matter(plain: Desk, tmp_path: Path) -> None:
+    with plain.running(HOME=str(locked_certificate(tmp_path))) as running:
+        assert len(emails(running)) == 5
         running.interrupt()
 
 

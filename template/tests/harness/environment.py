@@ -301,6 +301,8 @@ def prepare(
         libpq=current.external_url is not None,
         certificates=bool(current.external_url or current.external_redis_url),
     )
+    if asked:
+        os.environ.update(loopback.WITHOUT_TLS)
     for name, value in current.variables(current.database).items():
         _set(name, value)
     if redis_url:

@@ -16,6 +16,7 @@ import psycopg
 from ..errors import HarnessError
 from ..layout import ROOT
 from ..servers import urls
+from ..servers.loopback import WITHOUT_TLS
 from ..servers.psql import open_psql
 from . import database
 from .place import DEV, Place, given
@@ -108,6 +109,7 @@ def _start_postgres(place: Place, stack: ExitStack) -> DevelopmentServer:
     for option in psycopg.pq.Conninfo.get_defaults():
         if option.envvar:  # it is for another server
             os.environ.pop(option.envvar.decode(), None)
+    os.environ |= WITHOUT_TLS
     server = DevelopmentServer(place)
     with undisturbed():
         stack.callback(server.stop)

@@ -25,6 +25,10 @@ from .locks import FileLock
 HOST = "127.0.0.1"
 TRIES = 20
 
+WITHOUT_TLS = {"PGSSLMODE": "disable"}
+"""For who connects to a Postgres of ours there: otherwise drivers read the user's own certificate first, whose
+key may ask for a password."""
+
 _FIRST = 24100
 _NOTE = "loopback"
 
