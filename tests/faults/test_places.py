@@ -180,6 +180,22 @@ def test_odd_and_long_path(small: Small, complete: Any) -> None:
         shutil.rmtree(path)
 
 
+@pytest.mark.thorough
+def test_path_that_is_not_utf_8(small: Small) -> None:
+    """Nor does it keep `status` from telling of other projects."""
+    path = small.path.parent / os.fsdecode(b"caf\xe9")
+    shutil.copytree(small.path, path)
+    service = changed(small, path=path)
+    try:
+        service.green()
+        assert "caf\\udce9 (this project): embedded" in service.harness("status")
+        assert "caf\\udce9: embedded" in small.harness("status")
+        assert "Nothing is missing" in service.harness("doctor")
+    finally:
+        remove_clusters(path)
+        shutil.rmtree(path)
+
+
 # --- root, as it is in containers ----------------------------------------------------------------
 
 

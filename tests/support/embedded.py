@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -69,7 +70,7 @@ def remove_clusters(below: Path) -> None:
     """
     for base in (Path("/dev/shm"), Path(tempfile.gettempdir())):
         for project in base.glob("pytest-harness-*/*/project"):
-            if Path(project.read_text()).is_relative_to(below):
+            if Path(os.fsdecode(project.read_bytes())).is_relative_to(below):
                 shutil.rmtree(project.parent)
 
 

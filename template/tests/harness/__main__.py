@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 
 def main() -> int:
     """Run the command. Returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may hold any bytes
+            stream.reconfigure(errors="backslashreplace")
     if sys.argv[1:2] == ["doctor"]:
         from . import doctor
 

@@ -109,7 +109,7 @@ def _status(_: argparse.Namespace) -> None:
 def _describe(home: Path) -> None:
     cluster = server.EmbeddedServer(home)
     state = "running" if cluster.is_running() else "stopped"
-    project = (home / "project").read_text(encoding="utf-8")
+    project = os.fsdecode((home / "project").read_bytes())
     mine = " (this project)" if home == environment.current.home else ""
     print(f"{project}{mine}: embedded server, {state}, {_size(home) / 1e6:.0f} MB in {home}")
 

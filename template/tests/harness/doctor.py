@@ -121,6 +121,7 @@ def _ask_pytest() -> tuple[dict[str, Any], str]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            errors="surrogateescape",
             check=False,
         )
         seen = json.loads(look.read_text(encoding="utf-8")) if look.exists() else {}
