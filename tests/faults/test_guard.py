@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -25,6 +26,9 @@ CONCERNS = ["*/harness/servers/guard.py", "*/harness/servers/urls.py", "*/harnes
 
 # A run is bounded by this: a refusal takes less than five seconds on an idle machine.
 SECONDS = 30
+
+CLOUD_SQL = "host=/cloudsql/desk:europe-west1:tests"
+"""Where Google's proxy listens."""
 
 APPLICATION = "postgresql+asyncpg://app:hunter2@localhost/shop"
 
@@ -81,6 +85,7 @@ OWN = [
     case("postgresql:///shop?host=/var/run/postgresql"),
     case("postgresql://%2Fvar%2Frun%2Fpostgresql/shop"),
     case("postgresql:///shop?host=localhost&port=5432"),
+    case(f"postgresql:///shop?{CLOUD_SQL}", DATABASE_URL=f"postgresql:///shop?{CLOUD_SQL}"),
     case(
         "postgresql://localhost:6543/shop",
         DATABASE_URL="",
@@ -141,6 +146,7 @@ NO_MODE = [
 SEVERAL = [
     case("postgresql://localhost:5433,db.example.org/postgres"),
     case("postgresql:///postgres?host=localhost,db.example.org"),
+    case("postgresql://%2Frun%2Cdb.example.org/postgres"),
     case("postgresql:///postgres?host=localhost&host=db.example.org"),
 ]
 
@@ -192,6 +198,8 @@ FINE = [
     case("postgresql://localhost:5433/shop?sslmode=require&channel_binding=require"),
     case("postgresql://localhost:5433/shop?prepared_statement_cache_size=0&keepalives=1"),
     case("postgresql:///postgres?host=/var/run/postgresql&port=5433"),
+    case(f"postgresql://tester:hunter2@/postgres?{CLOUD_SQL}"),
+    case("postgresql://%2Fcloudsql%2Fdesk%3Aeurope-west1%3Atests:5433/shop"),
     case("postgresql://db.example.org/postgres", allowed=("DB.example.org",)),
     case("postgresql://[2001:db8::7]/postgres", allowed=("2001:db8::7",)),
     case(TEST_REDIS_URL="redis://localhost:6379/3", REDIS_URL="redis://localhost:6379/0"),
@@ -472,6 +480,22 @@ def test_parameters_of_hosting_providers(server: Server, small: Small) -> None:
         test.unlink()
     psql = [*("tests.harness", "psql", "--", "-Atc"), "SHOW work_mem"]
     assert "5MB" in small.tool(*psql, env={"TEST_DATABASE_URL": url}).output
+
+
+@pytest.mark.thorough
+def test_socket_in_any_folder(server: Server, small: Small) -> None:
+    """In the host's place, as psql takes it, or in the query; Cloud SQL's has colons in it."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        folder = Path(place, "desk:europe-west1:tests")
+        folder.mkdir()
+        for path in (Path(place), folder):
+            path.chmod(0o777)
+        with postgres.running(server.binaries, f"unix_socket_directories={folder}") as other:
+            for url in (
+                f"postgresql://tester@/postgres?host={folder}&port={other.port}",
+                f"postgresql://tester@{quote(str(folder), safe='')}:{other.port}/postgres",
+            ):
+                passed(small.outcome("tests/test_small.py", TEST_DATABASE_URL=url))
 
 
 # Runs in a rendered project: what becomes of each parameter that libpq itself knows.

@@ -22,6 +22,7 @@ FAST = ["-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writ
 
 # Everybody on this machine is trusted, but for one role that must show a password.
 HBA = """\
+local all all trust
 host all locked all scram-sha-256
 host all all 127.0.0.1/32 trust
 host replication all 127.0.0.1/32 trust

@@ -174,8 +174,11 @@ class Environment:
         if found is None:  # the guard refuses it
             return self.external_url
         translate = urls.for_asyncpg if driver.endswith("asyncpg") else urls.for_libpq
-        query = translate(found["query"] or "")
-        return f"{driver}://{found['at']}/{quote(database)}{query and '?'}{query}"
+        query, at, host = translate(found["query"] or ""), found["at"], found["host"]
+        if host.lower().startswith("%2f"):  # a socket's folder, which SQLAlchemy takes in the query
+            at = at[: found.start("host") - found.start("at")]
+            query = "&".join(filter(None, (f"host={host}&port={found['port'] or PORT}", query)))
+        return f"{driver}://{at}/{quote(database)}{query and '?'}{query}"
 
     def conninfo(self, database: str) -> str:
         """How the harness itself, and psql, get there: to the embedded server by its socket."""

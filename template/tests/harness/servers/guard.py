@@ -37,6 +37,8 @@ _URL = re.compile(
     r"(?:/(?P<path>[^?#]*))?(?:\?(?P<query>[^#]*))?"
 )
 _HOST = re.compile(r"(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^:\[]*))(?::(?P<port>\d*))?")
+# The folder of a socket in the host's place, where it has to be quoted.
+_SOCKET = re.compile(r"(?P<folder>%2f[^:]*)(?::(?P<port>\d*))?")
 
 # Parameters by which one driver or another goes elsewhere than the rest of the URL says.
 _ELSEWHERE = {"hostaddr", "service", "servicefile", "dbname", "database", "dsn"}
@@ -167,11 +169,18 @@ def read(text: str) -> Address | None:
 
 def _servers(hosts: str, port: int) -> list[tuple[str, int]]:
     found = []
-    for part in map(_HOST.fullmatch, unquote(hosts).lower().split(",")):
-        if part is None:
-            return []
-        host = part["ipv6"] or part["host"] or ""
-        found.append((_HERE if _is_here(host) else host, int(part["port"] or port)))
+    for part in hosts.lower().split(","):
+        socket = _SOCKET.fullmatch(part)
+        names, own = (socket["folder"], socket["port"]) if socket else (part, None)
+        for name in unquote(names).split(","):
+            if name.startswith("/"):  # with any colons: /cloudsql/project:region:instance
+                found.append((_HERE, int(own or port)))
+                continue
+            server = _HOST.fullmatch(name)
+            if server is None:
+                return []
+            host = server["ipv6"] or server["host"] or ""
+            found.append((_HERE if _is_here(host) else host, int(server["port"] or own or port)))
     return found
 
 
