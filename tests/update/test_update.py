@@ -563,6 +563,30 @@ def test_package_renamed_by_its_user(scaffold: Scaffold) -> None:
     assert "--cov=shop" in (project.path / "pyproject.toml").read_text()
 
 
+def test_code_of_a_renamed_package_is_merged(scaffold: Scaffold) -> None:
+    """What is new in the code would be lost without a word where the package is not found."""
+    project = scaffold(PRESENT, **ALL_OFF)
+    main = project.path / "shop" / "main.py"
+    project.package.rename(main.parent)
+    main.write_text(f"# Ours.\n{main.read_text()}")
+    commit(project.path, "Rename the package")
+    update(project, "--data", "package_name=shop")
+    commit(project.path, "Update")
+    merge = ["update", "--defaults", "-a", CODE_ANSWERS, "-r", FUTURE]
+    for told in [], ["--data", "package_name=shop"]:
+        said = copier(*merge, *told, cwd=project.path, status=1).output
+        assert 'There is no package "app"' in said
+        assert not project.run("git", "status", "--porcelain").output
+    # As it says.
+    replace(project.path / CODE_ANSWERS, "package_name: app", "package_name: shop")
+    commit(project.path, "Tell of it")
+    update(project, "-a", CODE_ANSWERS)
+    assert not unmerged(project)
+    assert main.read_text().startswith("# Ours.\n")
+    assert main.read_text().endswith("# of the future\n")
+    assert not project.package.exists()
+
+
 @pytest.fixture
 def smalls(fresh: Rendered, tmp_path: Path, python: Path) -> Iterator[list[Small]]:
     """Two checkouts of a service, with harnesses of different versions."""
