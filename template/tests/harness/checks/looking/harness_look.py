@@ -27,6 +27,7 @@ _SETTINGS = (
 _URL = re.compile(r"postgres(?:ql)?(?:\+\w+)?://")
 
 _seen: dict[str, Any] = {"errors": [], "prepared": None}
+_here = sys.path[0]  # which `python -m pytest` puts there, and `pytest` does not
 _config: pytest.Config
 
 
@@ -73,6 +74,10 @@ def _tell() -> None:
         name for name in ("asyncio", "anyio", "xdist") if _config.pluginmanager.has_plugin(name)
     ]
     _seen["loaded"] = f"{_PACKAGE}.plugin" in sys.modules
+    _seen["paths"] = sys.path.copy()
+    if _here in sys.path:
+        _seen["paths"].remove(_here)
+    _seen["importmode"] = _config.getoption("importmode")
     Path(os.environ["HARNESS_LOOK"]).write_text(json.dumps(_seen, default=str), encoding="utf-8")
 
 
