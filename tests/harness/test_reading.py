@@ -32,3 +32,12 @@ def test_starts_nothing(option: str, small: Small) -> None:
 def test_shown_set_up_runs_the_tests(small: Small) -> None:
     """Or the test above would show that nothing ever starts."""
     assert "golden: " in small.green("--setup-show").output
+
+
+@pytest.mark.parametrize("every_file", [["--doctest-modules"], ["-o", "python_files=*.py"]])
+def test_files_of_the_harness_are_no_tests(every_file: list[str], small: Small) -> None:
+    """To import one that runs elsewhere ended the run."""
+    run = [str(small.python), "-m", "pytest", "--no-cov", "-q", "--collect-only", *every_file]
+    output = small.run(*run).output
+    assert "tests collected" in output
+    assert "tests/harness" not in output

@@ -93,6 +93,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(_HeaderPrinter(config))
 
 
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Keep options that ask for every file (`--doctest-modules`, `python_files`) from importing these."""
+    return collection_path == Path(__file__).parent or None
+
+
 def pytest_report_header() -> list[str]:
     """Say it where the harness itself was edited: the next update takes that back."""
     names = integrity.edited(Path(__file__).parent)
