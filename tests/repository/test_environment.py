@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.command import run
-from tests.support.machine import linux_only
+from tests.support.machine import MARK, linux_only, new_mark, started_with
 from tests.support.template import ROOT
 
-CONCERNS = ["tests/support/environment.py", "tests/conftest.py"]
+CONCERNS = ["tests/support/environment.py", "tests/support/machine.py", "tests/conftest.py"]
 
 LOOK = """\
 import subprocess
@@ -57,3 +59,15 @@ def test_what_make_was_given_is_not_given_to_others(tmp_path: Path) -> None:
     names = run(*make, *given, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}).output.split()
     assert {"ANSWERS", "ARGS", "MAKEFLAGS", "PYTHONPATH"} <= set(names)
     assert not {"DEST", "PATH"} & set(names)
+
+
+@linux_only
+def test_processes_are_found_whatever_others_are_called(tmp_path: Path) -> None:
+    """Linux cuts a name at 15 bytes, in the midst of a character if there is one."""
+    cat = shutil.which("cat")
+    assert cat
+    odd = tmp_path / f"{'x' * 14}é"
+    shutil.copy2(cat, odd)
+    mark = new_mark()
+    with subprocess.Popen([odd], stdin=subprocess.PIPE, env={MARK: mark}) as process:
+        assert started_with(mark) == {process.pid: str(odd)}

@@ -37,7 +37,8 @@ def started_with(mark: str) -> dict[int, str]:
     for process in sorted(_processes()):
         with suppress(OSError):
             folder = Path(f"/proc/{process}")
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            # A program's name is cut at 15 bytes, in the midst of a character if there is one.
+            parent = int((folder / "stat").read_bytes().rpartition(b")")[2].split()[1])
             if parent in found or wanted in (folder / "environ").read_bytes().split(b"\0"):
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
                 found[process] = command.decode(errors="replace").strip()
