@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from tests.conftest import Render
 from tests.support.embedded import remove_clusters
 from tests.support.project import Project, files
+from tests.support.releases import append
 from tests.support.small import replace
 from tests.support.tiers import first
 from tests.variants import ALL_OFF
@@ -183,6 +185,26 @@ def test_another_configuration_wins(sick: Project) -> None:
     said = sick.tool("tests.harness", "doctor", status=1).output
     assert "missing  pytest reads pytest.ini alone, and not the section in pyproject.toml" in said
     assert "\n             asyncio_mode = auto\n" in said
+
+
+def test_settings_of_native_types(sick: Project) -> None:
+    """Pytest refuses a file with both tables: what the doctor says must not bring the other."""
+    configuration = sick.path / "pyproject.toml"
+    replace(configuration, SECTION, "[tool.pytest]\n")
+    addopts = re.search(r'^addopts = "(.*)"$', configuration.read_text(), re.MULTILINE)
+    assert addopts
+    replace(configuration, addopts[0], f"addopts = {addopts[1].split()}")
+    replace(configuration, 'asyncio_mode = "auto"\n', "")
+    said = sick.tool("tests.harness", "doctor", status=1).output
+    assert 'under [tool.pytest]:\n             asyncio_mode = "auto"\n' in said
+    replace(configuration, "[tool.pytest]\n", '[tool.pytest]\nasyncio_mode = "auto"\n')
+    sick.tool("tests.harness", "doctor")
+
+    append(configuration, f"\n{SECTION}harness_unit_marker = 'pure'\n")
+    said = sick.tool("tests.harness", "doctor", status=1).output
+    assert "missing  pytest does not start:\n" in said
+    assert "Cannot use both [tool.pytest]" in said
+    assert said.endswith("\n1 missing: mend the first, then ask again.\n")
 
 
 def test_made_before_prepare(sick: Project) -> None:

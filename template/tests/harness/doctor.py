@@ -86,6 +86,9 @@ def _findings() -> Iterator[Finding]:
     if not importlib.util.find_spec("pytest"):
         return
     seen, output = _ask_pytest()
+    if not seen:  # it can't read its configuration
+        yield from _does_not_start(seen, output)
+        return
     yield from _configuration(seen.get("configuration"))
     if otherwise := _named_otherwise(seen):
         yield otherwise
@@ -248,7 +251,7 @@ def _collected(seen: dict[str, Any]) -> Iterator[Finding]:
 def _lacks(seen: dict[str, Any], why: str, name: str, value: str) -> Finding:
     """A setting is missing in the file that pytest reads."""
     file = Path(seen.get("configuration") or "pyproject.toml").name
-    where = f"{file}, under [tool.pytest.ini_options]" if file == "pyproject.toml" else file
+    where = f"{file}, under [{guard.table_of_pytest()}]" if file == "pyproject.toml" else file
     line = f'{name} = "{value}"' if file.endswith(".toml") else f"{name} = {value}"
     return Finding(False, f"{why} Write in {where}:", line)
 

@@ -42,7 +42,7 @@ from .. import environment, markers, shell
 from ..environment import APPLICATION, PORT, Environment
 from ..errors import HarnessError
 from ..layout import ROOT
-from ..servers.guard import REDIS_PORT, read, setting
+from ..servers.guard import REDIS_PORT, read, setting, table_of_pytest
 from . import addresses
 from .addresses import put_before
 
@@ -200,7 +200,7 @@ def _refuse_postgres(address: str, port: str | int | None) -> None:
         f"{_caller(innermost=True)} asked for a connection to {address}, and was refused: a Postgres there is not "
         f"the tests'. They have theirs from {_variables()}: whoever connects elsewhere read other variables, "
         "or made its settings before prepare() was called. If a test is to reach that server, allow it in "
-        f'pyproject.toml:\n\n    [tool.pytest.ini_options]\n    {SETTING} = ["localhost:{port}"]'
+        f'pyproject.toml:\n\n    [{table_of_pytest()}]\n    {SETTING} = ["localhost:{port}"]'
     )
     _refused.append(error)
     raise error
@@ -222,7 +222,7 @@ def _refuse(host: str, port: int | None) -> None:
         raise _NoNetworkError(said)
     error = RefusedError(
         f"{said} Where they are to reach that server, allow it in pyproject.toml:\n\n"
-        f'    [tool.pytest.ini_options]\n    {SETTING} = ["{host}"]\n\n'
+        f'    [{table_of_pytest()}]\n    {SETTING} = ["{host}"]\n\n'
         "or mark the tests that mean it @pytest.mark.network."
     )
     _refused.append(error)

@@ -204,7 +204,7 @@ def _check_host(url: Address, variable: str, why: str) -> None:
             raise HarnessError(
                 f"{variable} names the host {host}, which is not this machine. {why} If that server is "
                 "for tests, allow it in pyproject.toml:\n\n"
-                f'    [tool.pytest.ini_options]\n    harness_allowed_hosts = ["{host}"]'
+                f'    [{table_of_pytest()}]\n    harness_allowed_hosts = ["{host}"]'
             )
 
 
@@ -217,11 +217,21 @@ def setting(name: str) -> frozenset[str]:
 
 def pytest_section() -> dict[str, Any]:
     """What pyproject.toml says to pytest, in either of the two places for that."""
-    path = ROOT / "pyproject.toml"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    pytest = tomllib.loads(text).get("tool", {}).get("pytest", {})
+    pytest = _pytest()
     in_ini_options = pytest.pop("ini_options", {})
     return {**pytest, **in_ini_options}
+
+
+def table_of_pytest() -> str:
+    """The one of the two where pyproject.toml has it: pytest refuses a file that has both."""
+    return "tool.pytest" if _pytest().keys() - {"ini_options"} else "tool.pytest.ini_options"
+
+
+def _pytest() -> dict[str, Any]:
+    path = ROOT / "pyproject.toml"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    found: dict[str, Any] = tomllib.loads(text).get("tool", {}).get("pytest", {})
+    return found
 
 
 def check_server(connection: Connection) -> None:
