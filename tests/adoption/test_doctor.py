@@ -237,3 +237,18 @@ def test_without_a_driver(sick: Project, tmp_path: Path) -> None:
     env = {"PYTHONPATH": str(tmp_path / "none")}
     said = sick.tool("tests.harness", "doctor", env=env, status=None).output
     assert "ok       installed: " in said
+
+
+def test_commands_find_what_tests_find(sick: Project) -> None:
+    """By pytest's `pythonpath`; where a module is not found, it is said."""
+    (sick.path / "code").mkdir()
+    sick.package.rename(sick.path / "code/app")
+    (sick.path / "code/random.py").write_text("raise ImportError('not the one of Python')\n")
+    recipe = sick.path / "tests/conftest.py"
+    replace(recipe, '"app/seed_database.py"', '"code/app/seed_database.py"')
+    said = sick.tool("tests.harness", "doctor", status=1).output
+    assert "No module named 'app'" in said
+
+    replace(sick.path / "pyproject.toml", 'pythonpath = ["."]', 'pythonpath = [".", "code"]')
+    sick.tool("tests.harness", "doctor")
+    sick.pytest("--no-cov", "tests/integration/test_seed_database.py", passed=3)

@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def _findings() -> Iterator[Finding]:
     if not seen["loaded"]:
         yield from _no_plugin()
     elif seen["prepared"]:
-        yield from _recipe(seen.get("recipe"))
+        yield from _recipe(seen.get("recipe"), seen["pythonpath"])
 
 
 def _ask_pytest() -> tuple[dict[str, Any], str]:
@@ -320,7 +321,7 @@ def _no_plugin() -> Iterator[Finding]:
         yield Finding(False, f"nothing loads the harness. Write in {CONFTEST}:", _RECIPE)
 
 
-def _recipe(recipe: dict[str, Any] | None) -> Iterator[Finding]:
+def _recipe(recipe: dict[str, Any] | None, pythonpath: list[str]) -> Iterator[Finding]:
     if recipe is None:
         yield Finding(
             False,
@@ -337,7 +338,7 @@ def _recipe(recipe: dict[str, Any] | None) -> Iterator[Finding]:
     wrong += [
         Finding(False, f"the recipe's command {' '.join(command)} can't be found: {problem}")
         for command in recipe["commands"]
-        if (problem := _cannot_run(command))
+        if (problem := _cannot_run(command, pythonpath))
     ]
     if not recipe["metadata"] and not recipe["commands"]:
         wrong.append(
@@ -349,11 +350,11 @@ def _recipe(recipe: dict[str, Any] | None) -> Iterator[Finding]:
         yield Finding(True, f"the recipe: {', '.join(made)}")
 
 
-def _cannot_run(command: list[str]) -> str:
+def _cannot_run(command: list[str], pythonpath: list[str]) -> str:
     program, *words = command
     if program == sys.executable and words[:1] == ["-m"]:
         name = words[1].partition(".")[0]
-        there = importlib.util.find_spec(name) or (ROOT / "src" / name).is_dir()
+        there = importlib.util.find_spec(name) or PathFinder.find_spec(name, pythonpath)
         return "" if there else f"there is no module {words[1]}"
     if program == sys.executable and words:
         return "" if (ROOT / words[0]).exists() else f"there is no {words[0]} in {ROOT}"

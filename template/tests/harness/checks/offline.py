@@ -49,6 +49,7 @@ from .addresses import put_before
 SETTING = "harness_allowed_connections"
 _REACHED = "HARNESS_REACHED"
 _POSTGRES = "HARNESS_POSTGRES"
+_FOUND = "HARNESS_PYTHONPATH"
 _CHILDREN = os.path.join(os.path.dirname(__file__), "children")
 
 
@@ -391,6 +392,7 @@ def pytest_configure(config: pytest.Config) -> None:
     install(environment.current)
     if config.getoption("dist", "no") == "no":  # workers of pytest-xdist are watched by themselves
         _watch_children()
+        os.environ[_FOUND] = os.pathsep.join(map(str, config.getini("pythonpath")))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

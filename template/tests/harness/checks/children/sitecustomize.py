@@ -1,4 +1,4 @@
-"""Begins each process of Python that tests start: it stays on this machine, as they do.
+"""Begins each process of Python that tests start: it stays on this machine, and finds modules, as they do.
 
 Python imports a module of this name before anything else; PYTHONPATH, which `offline.py` sets, lets
 it find this one. No part of the package.
@@ -66,6 +66,9 @@ def _watch(reached: str, postgres: list[str]) -> None:
 
 if "HARNESS_REACHED" in os.environ:
     _watch(os.environ["HARNESS_REACHED"], os.environ.get("HARNESS_POSTGRES", "").split("\n"))
+
+# Behind all others, where they hide none of Python's own modules.
+sys.path += filter(None, os.environ.get("HARNESS_PYTHONPATH", "").split(os.pathsep))
 
 # The one that Python would have found without this.
 _next = PathFinder.find_spec(__name__, [p for p in sys.path if os.path.abspath(p) != _HERE])

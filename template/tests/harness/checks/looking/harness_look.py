@@ -74,6 +74,7 @@ def _tell() -> None:
         name for name in ("asyncio", "anyio", "xdist") if _config.pluginmanager.has_plugin(name)
     ]
     _seen["loaded"] = f"{_PACKAGE}.plugin" in sys.modules
+    _seen["pythonpath"] = [*map(str, _config.getini("pythonpath"))]
     _seen["paths"] = sys.path.copy()
     if _here in sys.path:
         _seen["paths"].remove(_here)
