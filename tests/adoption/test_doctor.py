@@ -252,3 +252,17 @@ def test_commands_find_what_tests_find(sick: Project) -> None:
     replace(sick.path / "pyproject.toml", 'pythonpath = ["."]', 'pythonpath = [".", "code"]')
     sick.tool("tests.harness", "doctor")
     sick.pytest("--no-cov", "tests/integration/test_seed_database.py", passed=3)
+
+
+@pytest.mark.parametrize("importer", ["tests/conftest.py", "tests/unit/test_pagination.py"])
+def test_modules_beside_the_tests(importer: str, sick: Project) -> None:
+    """Which were found by their names alone until the harness made a package of the folder."""
+    (sick.path / "tests/helpers.py").write_text("NAME = 'Ada'\n")
+    path = sick.path / importer
+    path.write_text(path.read_text().replace("import pytest", "import helpers\nimport pytest", 1))
+    said = sick.tool("tests.harness", "doctor", status=1).output
+    advice = '             pythonpath = [".", "tests"]\n'
+    assert "missing  tests import helpers, which is beside them." in said
+    assert f"Write in pyproject.toml, under [tool.pytest.ini_options]:\n{advice}" in said
+    replace(sick.path / "pyproject.toml", 'pythonpath = ["."]', advice.strip())
+    sick.tool("tests.harness", "doctor")

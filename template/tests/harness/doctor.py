@@ -144,7 +144,24 @@ def _does_not_start(seen: dict[str, Any], output: str) -> Iterator[Finding]:
         yield _lacks(seen, why, _SCOPES[0], "function")
         return
     lines = [line for line in output.splitlines() if line.strip()]
-    yield Finding(False, "pytest does not start:", "\n".join(lines[-15:]))
+    yield _beside_the_tests(seen, output) or Finding(
+        False, "pytest does not start:", "\n".join(lines[-15:])
+    )
+
+
+def _beside_the_tests(seen: dict[str, Any], said: str) -> Finding | None:
+    """A module of the tests that was found as long as their folder was no package."""
+    missing = re.search(r"No module named '(\w+)'", said)
+    if not missing or not PathFinder.find_spec(missing[1], [str(TESTS)]):
+        return None
+    paths = [os.path.relpath(path, ROOT) for path in (*seen["pythonpath"], TESTS)]
+    return _lacks(
+        seen,
+        f"tests import {missing[1]}, which is beside them. That pytest finds in folders that are no package, and in those that "
+        "it is told of.",
+        "pythonpath",
+        paths,
+    )
 
 
 # --- what is installed, and what is there ---------------------------------------------------------
@@ -241,7 +258,9 @@ def _as_ini(value: Any) -> str:
 
 def _collected(seen: dict[str, Any]) -> Iterator[Finding]:
     for name, why in seen["errors"][:5]:
-        yield Finding(False, f"{name or 'pytest'} can't be collected: {why}")
+        yield _beside_the_tests(seen, why) or Finding(
+            False, f"{name or 'pytest'} can't be collected: {why}"
+        )
     tests = seen["tests"]
     if not tests["all"]:
         yield Finding(False, "pytest finds no tests: name their folders in `testpaths`")
@@ -249,11 +268,12 @@ def _collected(seen: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(True, f"pytest finds {len(tests['all'])} tests")
 
 
-def _lacks(seen: dict[str, Any], why: str, name: str, value: str) -> Finding:
+def _lacks(seen: dict[str, Any], why: str, name: str, value: str | list[str]) -> Finding:
     """A setting is missing in the file that pytest reads."""
     file = Path(seen.get("configuration") or "pyproject.toml").name
     where = f"{file}, under [{guard.table_of_pytest()}]" if file == "pyproject.toml" else file
-    line = f'{name} = "{value}"' if file.endswith(".toml") else f"{name} = {value}"
+    words = value if isinstance(value, str) else " ".join(value)
+    line = f"{name} = {json.dumps(value) if file.endswith('.toml') else words}"
     return Finding(False, f"{why} Write in {where}:", line)
 
 
