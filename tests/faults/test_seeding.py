@@ -165,6 +165,54 @@ def test_edited_command_fails(
     small.healed(complete)
 
 
+STOCK = """
+
+from sqlalchemy import event
+from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.schema import CreateSchema
+
+from app.database import Base
+
+
+class Shelf(Base):
+    __tablename__ = "shelves"
+    __table_args__ = {"schema": "stock"}
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+"""
+LISTENS = (
+    'event.listen(Base.metadata, "before_create", CreateSchema("stock", if_not_exists=True))\n'
+)
+FILLED = """
+async def filled():
+    from sqlalchemy import text
+    async with engine.begin() as connection:
+        await connection.execute(text("INSERT INTO stock.shelves DEFAULT VALUES"))
+
+asyncio.run(filled())
+"""
+
+
+def test_tables_in_a_schema_of_their_own(small: Small, complete: Any) -> None:
+    """What makes the schema is asked for; a table there is known as seeded by its whole name."""
+    models, conftest = small.path / "app/models/__init__.py", small.path / "tests/conftest.py"
+    text, recipe = models.read_text() + STOCK, conftest.read_text()
+    with edited(models, text):
+        output = small.red()
+    assert f"{NOT_BUILT}: create_all can't make a table" in output
+    assert 'schema "stock" does not exist' in output
+    assert LISTENS.replace('"stock"', '"…"').strip() in output
+    assert "Traceback" not in output
+    asks = edited(conftest, recipe.replace('seeded=["customers"', 'seeded=["stock.shelves"'))
+    with edited(models, text + LISTENS), asks:
+        assert "left the table stock.shelves empty" in small.red()
+        small.green(SEED=f"from app.database import engine\nimport asyncio\n{FILLED}")
+        small.seedings()
+    small.healed(complete, says=BUILT)
+
+
 @pytest.mark.thorough
 def test_commands_that_run_together(small: Small, complete: Any) -> None:
     """The seeder goes on when it sees that `ingest.py` runs, too."""

@@ -38,7 +38,8 @@ class Recipe:
             status other than 0 ends the run.
         sources: files and folders, from the project's root, that decide what the golden database
             holds. A change in one of them rebuilds it; the models' DDL always counts.
-        seeded: tables that must have rows when the commands are done.
+        seeded: tables that must have rows when the commands are done; with their schema, `stock.items`,
+            where that is not `public`.
         timeout: seconds that one command may take.
         engine: not used any more. Recipes of version 1 name it.
     """

@@ -40,6 +40,10 @@ _POLL = 0.005  # seconds between looks at the commands that run
 _OUTPUT = 4000  # characters of a failed command that are shown
 
 _NOT_BUILT = "The golden database was not built"
+_MAKES_NO_SCHEMA = """
+It makes no schemas. Let the metadata make this one before, where it is defined:
+    event.listen(Base.metadata, "before_create", CreateSchema("…", if_not_exists=True))
+or make the tables by a command, and leave the metadata None."""
 
 Say = Callable[[str], None]
 
@@ -229,7 +233,17 @@ def _create_all(environment: Environment, recipe: Recipe, database: str) -> None
         poolclass=sqlalchemy.NullPool,
     )
     for tables in found:
-        tables.create_all(engine)
+        try:
+            tables.create_all(engine)
+        except sqlalchemy.exc.DBAPIError as error:
+            said, hint = str(error.orig).strip(), ""
+            if isinstance(error.orig, psycopg.errors.InvalidSchemaName):
+                hint = _MAKES_NO_SCHEMA
+            elif isinstance(error.orig, psycopg.errors.UndefinedObject):
+                hint = f"\nIs it of an extension? See `extensions` in {CONFTEST}."
+            raise HarnessError(
+                f"{_NOT_BUILT}: create_all can't make a table. Nothing was published.\n{said}{hint}"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -323,7 +337,8 @@ def _end_of(output: IO[bytes]) -> str:
 
 def _check_seeded(recipe: Recipe, held: dict[str, Any]) -> None:
     for table in recipe.seeded:
-        rows, _ = held["tables"].get(f"public.{table}", (0, ""))
+        names = (f"public.{table}", table)
+        rows = max(held["tables"].get(name, (0, ""))[0] for name in names)
         if not rows:
             raise HarnessError(
                 f"The seed commands succeeded, but left the table {table} empty or missing. "
