@@ -106,14 +106,15 @@ def fold(original: str) -> FoldedText:
     return FoldedText(original, "".join(chars), tuple(starts), tuple(ends))
 
 
-# All repetitions are bounded: matching takes linear time whatever the text.
+# All repetitions are bounded, and there is one way to take another word: matching takes linear time
+# whatever the text. Were "a'b'c" one word, or two, or three, the ways would multiply.
 _BETWEEN_WORDS = r"(?: ?[^a-z0-9\s.!?;:,()\[\]]{0,3} ?|[^a-z0-9\s]{1,3})"
 _BETWEEN_LETTERS = r"[ \-_.*]{1,2}"
 _NEGATION = (
     r"(?:not?|never|nothing|nor|none|neither|hardly|without|cannot|[a-z]{2,6}n't"
     r"|(?:is|are|was|were|do|does|did|ca|wo)nt)\b"
 )
-_OTHER_WORD = rf" ?-? ?\b(?!{_NEGATION})[\w'%\u00a3$]{{1,30}}(?:[.,]\d{{1,6}}%?)?"
+_OTHER_WORD = rf" ?-? ?\b(?!{_NEGATION})[\w'%\u00a3$]{{1,30}}+(?:[.,]\d{{1,6}}+%?+)?+"
 _DISGUISES = {
     "a": "[a@4]",
     "e": "[e3]",
