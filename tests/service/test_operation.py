@@ -158,6 +158,22 @@ def test_behind_a_proxy_each_client_is_one(there: Production) -> None:
         tokens_of(from_address(service, "203.0.113.8"), user)
 
 
+def test_who_has_a_network_of_ipv6_is_one_client(there: Production) -> None:
+    """Or else each of its 2**64 addresses had limits of its own, and nobody were held up."""
+    with serving(there.project, {**there.env, **AS_IT_COMES}) as service:
+        user = new_account(there)
+        form = {"username": user, "password": "wrong horse"}
+
+        def guess(address: str) -> int:
+            client = from_address(service, address)
+            return client.call("POST", "/api/v1/auth/token", form=form)[0]
+
+        statuses = [guess(f"2001:db8:1:2::{number:x}") for number in range(11)]
+        assert statuses == [401] * 10 + [429]
+        assert guess("2001:0DB8:1:2:a:b:c:d") == 429
+        tokens_of(from_address(service, "2001:db8:1:3::1"), user)
+
+
 def test_whom_no_proxy_speaks_for_is_not_believed(there: Production) -> None:
     env = {**there.env, **AS_IT_COMES, "FORWARDED_ALLOW_IPS": "192.0.2.1"}
     with serving(there.project, env) as service:
