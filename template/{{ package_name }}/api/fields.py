@@ -42,8 +42,9 @@ Name = Annotated[
 
 # Only a message that arrives proves an address, so this just keeps out what can't be one: words of
 # RFC 5322 with dots between, at a domain with a dot. Domains of other alphabets have such a form.
-# Stored in lower case, so that each address has one spelling.
-WORD = "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+# Stored in lower case, so that each address has one spelling. Without `?`: headers of mail write other
+# text as `=?utf-8?q?…?=`, and what sends mail would read another address in it.
+WORD = "[A-Za-z0-9!#$%&'*+/=^_`{|}~-]+"
 LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 Email = Annotated[
     str,
