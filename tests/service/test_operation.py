@@ -291,6 +291,24 @@ def test_a_migration_lets_others_read(unmigrated: Production) -> None:
     assert version == "0004_internet_indexes"
 
 
+def test_two_steps_back_are_two_however_often_they_are_tried(unmigrated: Production) -> None:
+    """The first is done, the second doesn't get its lock at once: the tables of a third stay."""
+    project, env = unmigrated.project, unmigrated.env
+    project.tool("alembic", "upgrade", "0003_internet_validated", env=env)
+    unmigrated.servers.sql("BEGIN")
+    unmigrated.servers.sql("SELECT count(*) FROM customers")
+    with begun(project, env, "alembic", "downgrade", "-2") as downgrade:
+        assert downgrade.stdout
+        for line in downgrade.stdout:
+            if "trying again" in line:
+                break
+        unmigrated.servers.sql("COMMIT")
+        output = downgrade.communicate(timeout=60)[0]
+    assert downgrade.returncode == 0, output
+    assert unmigrated.servers.sql("SELECT version_num FROM alembic_version") == [["0001"]]
+    assert unmigrated.servers.sql("SELECT count(*) FROM customers") == [[0]]
+
+
 def test_a_migration_that_fails_is_said_at_once(unmigrated: Production) -> None:
     project, env = unmigrated.project, unmigrated.env
     project.tool("alembic", "upgrade", "0001", env=env)
