@@ -4,10 +4,11 @@ What passes here can be stored: Postgres has no NUL in text. Limits and patterns
 API document.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Path
-from pydantic import StringConstraints
+from pydantic import BaseModel, ConfigDict, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 # Ids are bigints in the database. Many readers of JSON know only the integers that a double holds,
 # and so do those who read the limits in the API document.
@@ -57,3 +58,22 @@ Email = Annotated[
 
 # E.164
 Phone = Annotated[str, StringConstraints(pattern=r"^\+[1-9][0-9]{6,14}$")]
+
+MOST_FIELDS = 100
+
+
+class RequestBody(BaseModel):
+    """What a client sends: the fields that are asked for, and no others."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_too_many(cls, given: Any) -> Any:
+        # Each that nobody asked for is an error of its own: as many as a body can hold would keep
+        # the event loop for seconds.
+        if isinstance(given, dict) and len(given) > MOST_FIELDS:
+            raise PydanticCustomError(
+                "too_many_fields", "Object should have at most {most} fields", {"most": MOST_FIELDS}
+            )
+        return given
