@@ -632,12 +632,98 @@ SAYS = {
     "defined": "The fixture defines ends before stores_for_all",
 }
 
+# Postgres counts what a session writes at once, or up to ten seconds later.
+HELD = """\
+import os
+
+import psycopg
+import pytest
+
+URL = os.environ["DATABASE_URL"].replace("+asyncpg", "")
+STATE = '''
+    SELECT (SELECT count(*) FROM large), (SELECT sum(i) FROM large), to_regclass('made'),
+           obj_description('customers'::regclass), (SELECT count(*) FROM customers)
+'''
+WHOLE = [(5000, 12502500, None, None, 5)]
+
+
+def sql(statement):
+    with psycopg.connect(URL) as connection:
+        cursor = connection.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def large():
+    sql("CREATE TABLE large AS SELECT i, repeat('x', 200) FROM generate_series(1, 5000) i")
+
+
+def hold():
+    connection = psycopg.connect(URL, autocommit=True)
+    connection.execute("SELECT FROM large")  # is counted; what follows within a second is not
+    return connection
+
+
+@pytest.fixture(scope="class")
+def held():
+    with hold() as connection:
+        yield connection
+
+
+class TestRows:
+    @pytest.mark.parametrize("number", range(4))
+    def test_rows(self, held, number):
+        assert sql(STATE) == WHOLE
+        held.execute("INSERT INTO large VALUES (0)")
+        if number % 2:
+            sql("INSERT INTO large VALUES (0)")
+            held.execute("DELETE FROM customers")
+
+    def test_the_same_session(self, held):
+        assert held.execute(STATE).fetchall() == WHOLE
+
+
+MORE = [
+    "UPDATE large SET i = -1 WHERE i = 1",
+    "DELETE FROM large WHERE i = 5000",
+    "CREATE TABLE made (i int)",
+    "COMMENT ON TABLE customers IS 'of a test'",
+]
+
+
+@pytest.fixture(scope="class", params=MORE)
+def session(request):
+    with hold() as connection:
+        yield connection, request.param
+
+
+class TestMore:
+    def test_more(self, session):
+        connection, statement = session
+        assert sql(STATE) == WHOLE
+        connection.execute(statement)
+
+    def test_next(self, session):
+        assert sql(STATE) == WHOLE
+
+
+def test_last():
+    assert sql(STATE) == WHOLE
+"""
+
 
 @pytest.mark.parametrize("workers", first(1, [[], ["-n", "2"]]), ids=["alone", "two workers"])
 def test_fixtures_of_wider_scopes(workers: list[str], small: Small) -> None:
     outcome = small.tried(TESTS, *workers)
     assert (outcome.status, outcome.counts) == (0, {"passed": PASSED}), outcome.output[-6000:]
     assert "no leaked sessions" in outcome.output
+
+
+def test_session_that_a_fixture_holds_writes_in_a_test(small: Small) -> None:
+    """Whatever it writes is found, whether or not it was counted."""
+    outcome = small.tried(HELD)
+    assert (outcome.status, outcome.counts) == (0, {"passed": 14}), outcome.output[-6000:]
+    assert outcome.output.count("so ended 1 sessions that wider fixtures hold") == 4
 
 
 def test_fixture_of_a_wider_scope_that_is_asked_for_later(small: Small) -> None:

@@ -273,6 +273,11 @@ class Harness:
         self._see()
         if found.kept:
             self.summary.kept.append(f"{name}\n    python -m {NAME} psql {found.kept}")
+        if found.ended:
+            self.summary.left.append(
+                f"{name} had its database replaced, and so ended {found.ended} sessions that wider fixtures hold: "
+                "tests that use them later fail"
+            )
         if found.sessions:
             left.append("The test left database sessions open:\n" + "\n".join(found.sessions))
         if found.others:

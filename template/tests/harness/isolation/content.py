@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..golden.databases import Connection
@@ -22,6 +22,9 @@ _SMALL = 256 * 1024
 """Bytes of a table up to which its rows are kept in memory."""
 
 _PAGE = 8192
+
+Marks = Mapping[int, tuple[str, str]]
+"""Of large tables by oid, and of all catalogs as 0: how many rows there are, and which versions."""
 
 # What reacts to rows although `session_replication_role` is replica (triggers that fire always, or
 # just then, and rules), or reacts as soon as it is not (other triggers, row-level security). Foreign
@@ -110,6 +113,35 @@ class Table:
             str(int(hashes[0]) + int(hashes[1]) - int(hashes[2])),
         )
         return replace(self, rows=list(rows.elements()), content=content)
+
+
+# The statistics of the planner are ANALYZE's, and nothing that a query could see.
+_CATALOGS = """
+    SELECT oid::regclass::text FROM pg_class
+    WHERE relkind = 'r' AND oid < 16384 AND NOT relisshared AND has_table_privilege(oid, 'SELECT')
+      AND oid NOT IN ('pg_statistic'::regclass, 'pg_statistic_ext_data'::regclass)
+    ORDER BY oid
+"""
+
+
+def marks(connection: Connection, tables: Iterable[Table]) -> Marks:
+    """By what it is told that rows were written which are not counted yet: without reading them.
+
+    Each version of a row has the number of the transaction that wrote it. A clone has the same.
+
+    Args:
+        connection: to the database.
+        tables: the large ones of these are looked at; small ones are compared.
+    """
+    named = {table.oid: [table.name] for table in tables if table.content is None}
+    named[0] = [name for (name,) in connection.execute(_CATALOGS)]
+    look = "SELECT count(*) AS rows, sum(xmin::text::bigint) AS versions FROM ONLY {}"
+    each = (
+        f"SELECT {oid}, sum(rows)::text, sum(versions)::text FROM ({' UNION ALL '.join(map(look.format, names))}) _"
+        for oid, names in named.items()
+    )
+    found = connection.execute(" UNION ALL ".join(each)).fetchall()
+    return {oid: (rows, versions) for oid, rows, versions in found}
 
 
 def read(connection: Connection, only: Collection[int] | None = None) -> dict[int, Table]:

@@ -20,9 +20,9 @@ from typing import Any
 import psycopg
 
 from ..golden.databases import Connection
-from . import changes
+from . import changes, content
 from .changes import Fresh, Reading, Sequence
-from .content import Table
+from .content import Marks, Table
 from .statements import Names
 
 Counts = Mapping[int, tuple[int, int]]
@@ -43,6 +43,7 @@ class Level:
         tables: by oid.
         sequences: by oid.
         names: by which a statement reaches what a session remembers.
+        marks: of its large tables and catalogs.
         own: tables that differ from those of the level below, or of the template.
         template: a database that holds all this, where more than rows differs.
         fixture: whose level it is, for messages.
@@ -51,6 +52,7 @@ class Level:
     tables: Mapping[int, Table]
     sequences: Mapping[int, Sequence]
     names: Names
+    marks: Marks
     own: Collection[int] = ()
     template: str | None = None
     fixture: str = ""
@@ -82,12 +84,14 @@ class Plan:
         rewritten: tables that are emptied, and get their rows again.
         sequences: that are set back.
         since: the last transaction before the test.
+        counted: whether all that was written has been; if not, large tables are to be looked at.
     """
 
     added: Sequence_[Table]
     rewritten: Sequence_[Table]
     sequences: Sequence_[Sequence]
     since: int
+    counted: bool = True
 
     @property
     def _compared(self) -> list[Table]:
@@ -120,7 +124,7 @@ class Plan:
             inserted, modified = now.get(table.oid, (0, 0))
             gone = cursor.rowcount
             counted[table.oid] = inserted, modified + gone
-            if table.content is None:
+            if table.content is None and self.counted:
                 # All that was inserted is gone, or part of it lies where nobody looked.
                 as_before &= gone == inserted - before.get(table.oid, (0, 0))[0]
             cursor.nextset()
@@ -259,21 +263,34 @@ class PutBack:
         self._since = row[0]
         self._prepare()
 
-    def differing(self) -> set[int]:
-        """Small tables that do not hold what they should: found by reading, not by counters."""
-        small = [table for table in self.level.tables.values() if table.content is not None]
-        if not small:
-            return set()
+    def differing(self) -> set[int] | None:
+        """Tables that do not hold what they should: found by reading, not by counters.
+
+        Returns:
+            None where more than rows differs.
+        """
+        tables = self.level.tables.values()
+        small = [table for table in tables if table.content is not None]
         try:
+            found = self._marked_otherwise(tables)
+            if not small:
+                return found
             cursor = self.connection.execute("; ".join(table.measure for table in small))
         except psycopg.Error:
-            return {table.oid for table in small}
-        found = set()
+            return None
+        if found is None:
+            return None
         for table in small:
             if cursor.fetchall()[0] != table.content:
                 found.add(table.oid)
             cursor.nextset()
         return found
+
+    def _marked_otherwise(self, tables: Iterable[Table]) -> set[int] | None:
+        """Of these tables, the large ones in which anything was written; None if in a catalog."""
+        marks = content.marks(self.connection, tables)
+        found = {oid for oid, mark in marks.items() if self.level.marks.get(oid) != mark}
+        return None if 0 in found else found
 
     def changed(self, now: Reading) -> set[int] | None:
         """Tables in which rows were added, changed or deleted; None where it was more than that."""
@@ -299,12 +316,15 @@ class PutBack:
         """Whether nothing changed since the last time."""
         return self.changed(now) == set() and not now.sequences
 
-    def put_back(self, now: Reading, rewrite: Collection[int] = ()) -> bool:
+    def put_back(
+        self, now: Reading, rewrite: Collection[int] = (), *, counted: bool = True
+    ) -> bool:
         """Put back what changed since the last time.
 
         Args:
             now: what Postgres has counted, with no session of a test open any more.
-            rewrite: tables to be rewritten whether or not they changed.
+            rewrite: tables to be put back whether or not they changed.
+            counted: no session is open that may have written what is not counted yet.
 
         Returns:
             Whether the database holds again what it should. If not, replace it.
@@ -317,8 +337,12 @@ class PutBack:
         plan = self._plan(now, changed, rewrite)
         if plan is None:
             return False
+        plan = replace(plan, counted=counted)
+        large = [table for table in plan.added if table.content is None]
         try:
             outcome = plan.outcome(self.connection.execute(plan.sql), self._tables, now.tables)
+            if large and not counted and self._marked_otherwise(large) != set():
+                return False
             self.rewritten |= bool(plan.rewritten)
             small = not plan.rewritten and all(table.content is not None for table in plan.added)
             self._habit = plan if small else None
@@ -338,7 +362,7 @@ class PutBack:
             if table is None or table.reacts or (table.guarded and not self._superuser):
                 return None
             before, after = self._tables.get(oid, (0, 0)), now.tables.get(oid, (0, 0))
-            if oid not in rewrite and after[1] == before[1]:
+            if after[1] == before[1] and (oid not in rewrite or table.rows is None):
                 added.append(table)
             elif table.rows is not None and self._superuser:
                 rewritten.append(table)

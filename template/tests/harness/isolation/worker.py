@@ -44,12 +44,14 @@ class Left:
         shared: what was made for the whole server meanwhile, which nobody takes away.
         others: whether somebody else was connected to the server, and may have made that.
         kept: the database's name, where it was kept for the user.
+        ended: how many sessions of wider fixtures ended with the database, which was replaced.
     """
 
     sessions: list[str] = field(default_factory=list)
     shared: list[str] = field(default_factory=list)
     others: bool = False
     kept: str | None = None
+    ended: int = 0
 
 
 @dataclass
@@ -233,15 +235,20 @@ class WorkerDatabase:
                 self._connection, self._environment
             )
         unseen = self._unseen(now)
-        if now is not None and not unseen and self._putback.is_unchanged(now):
+        if unseen is None:
+            now = None
+        elif now is not None and not unseen and self._putback.is_unchanged(now):
             self.summary.put_back += self._putback.repeated
             return left
+        held = len(self._wide)
         left.kept = self._keep() if keep else None
         if left.kept is not None:
+            left.ended = held
             return left
-        if now is not None and self._putback.put_back(now, unseen):
+        if now is not None and self._putback.put_back(now, unseen or (), counted=not self._wide):
             self.summary.put_back += 1
         else:
+            left.ended = held
             self._replace()
         return left
 
@@ -303,8 +310,12 @@ class WorkerDatabase:
         more = [f"  … and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
         return lines[:_SHOWN] + more, self._read()
 
-    def _unseen(self, now: Reading | None) -> set[int]:
-        """Tables that a wider fixture's session changed in this test: it counts when it likes."""
+    def _unseen(self, now: Reading | None) -> set[int] | None:
+        """Tables that a wider fixture's session changed in this test: it counts when it likes.
+
+        Returns:
+            None where it changed more than rows.
+        """
         if now is None or not self._wide:
             return set()
         used = {p for p, active in self._wide.items() if now.sessions.get(p, active) != active}
@@ -367,17 +378,19 @@ class WorkerDatabase:
         stored = Stored(sessions=(held - of_test.keys()) & now.sessions.keys())
         self._wide |= {process: now.sessions[process] for process in stored.sessions}
         unseen = self._putback.differing() if self._wide else set()
-        if not unseen and self._putback.is_unchanged(now):
+        if unseen == set() and self._putback.is_unchanged(now):
             return stored
         if before is not None and not self._putback.is_unchanged(before):
-            if not unseen and now.is_as(before):
+            if unseen == set() and now.is_as(before):
                 return stored
             raise HarnessError(
                 f"The fixture {fixture} stores something for all tests of its scope, but was asked for in the midst "
                 "of a test that had changed the database before. Ask for it in the test's signature."
             )
         changed = self._putback.changed(now)
-        stored.level = self._new_level(fixture, None if changed is None else changed | unseen, now)
+        if changed is not None:
+            changed = None if unseen is None else changed | unseen
+        stored.level = self._new_level(fixture, changed, now)
         return stored
 
     def _new_level(self, fixture: str, changed: set[int] | None, now: Reading) -> Level:
@@ -390,7 +403,8 @@ class WorkerDatabase:
         ):
             sequences = {s.oid: s for s in changes.read_sequences(inside)}
             tables = {**self._levels[-1].tables, **own}
-            level = Level(tables, sequences, self._levels[-1].names, own=changed, fixture=fixture)
+            below = self._levels[-1]
+            level = Level(tables, sequences, below.names, below.marks, own=changed, fixture=fixture)
             self._levels.append(level)
             self._putback.accept(now)
             return level
@@ -458,4 +472,5 @@ class WorkerDatabase:
 def _read_level(inside: Connection) -> Level:
     """What a database holds at present."""
     sequences = {s.oid: s for s in changes.read_sequences(inside)}
-    return Level(content.read(inside), sequences, Names(inside))
+    tables = content.read(inside)
+    return Level(tables, sequences, Names(inside), content.marks(inside, tables.values()))
