@@ -2,8 +2,9 @@
 
 What a statement reaches, it names: functions, and the tables, views and operators behind which there
 are more of them. So `Names` goes through the catalogs once: volatile functions, but for those that
-are known to leave nothing; functions whose text does what sessions remember; and whatever names one
-of these in its own definition, by a default, a trigger, a rule, a policy, a view, and so on.
+are known to leave nothing; functions whose text does what sessions remember; sequences of which
+a session takes several values at a time; and whatever names one of these in its own definition, by a
+default, a trigger, a rule, a policy, a view, and so on.
 A statement that names none of them, and is itself a query or a change of rows, leaves nothing.
 
 What is not understood counts as remembered: that costs a connection, not a wrong test.
@@ -75,6 +76,10 @@ _OBJECTS = """
     UNION ALL SELECT relname, format_type(atttypid, NULL), '-'
     FROM pg_attribute JOIN pg_class c ON c.oid = attrelid WHERE c.oid >= 16384 AND attnum > 0 AND atttypid >= 16384
     UNION ALL SELECT relname, '', '!' FROM pg_class WHERE relkind = 'f'
+    UNION ALL SELECT relname, '', '!' FROM pg_sequence JOIN pg_class c ON c.oid = seqrelid WHERE seqcache > 1
+    UNION ALL SELECT owner.relname, sequence.relname, '-'
+    FROM pg_depend JOIN pg_class sequence ON sequence.oid = objid JOIN pg_class owner ON owner.oid = refobjid
+    WHERE deptype = 'i' AND classid = 'pg_class'::regclass AND refclassid = 'pg_class'::regclass AND sequence.relkind = 'S'
     UNION ALL SELECT relname, pg_get_viewdef(oid), '-' FROM pg_class WHERE relkind IN ('v', 'm') AND oid >= 16384
     UNION ALL SELECT relname, pg_get_ruledef(r.oid), '-'
     FROM pg_rewrite r JOIN pg_class c ON c.oid = ev_class WHERE rulename <> '_RETURN'
