@@ -18,6 +18,7 @@ CONCERNS = [
     "*/harness/plugin.py",
     "*/harness/fixtures.py",
     "*/harness/harness.py",
+    "*/harness/environment.py",
 ]
 
 pytestmark = linux_only
@@ -312,6 +313,58 @@ async def test_last(db_session):
     await add_one(db_session)
 """
 
+PROCESSES = """\
+import concurrent.futures
+import multiprocessing
+import os
+import subprocess
+import sys
+
+import psycopg
+import pytest
+
+
+def store(name):
+    with psycopg.connect(os.environ["DATABASE_URL"].replace("+asyncpg", "")) as connection:
+        values = (name, f"{name}@example.org")
+        connection.execute("INSERT INTO customers (full_name, email) VALUES (%s, %s)", values)
+
+
+def customers():
+    with psycopg.connect(os.environ["DATABASE_URL"].replace("+asyncpg", "")) as connection:
+        return connection.execute("SELECT count(*) FROM customers").fetchone()[0]
+
+
+METHODS = pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+
+
+@METHODS
+def test_process(method):
+    process = multiprocessing.get_context(method).Process(target=store, args=("process",))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert customers() == 6
+
+
+@METHODS
+def test_pool(method):
+    context = multiprocessing.get_context(method)
+    with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
+        list(pool.map(store, ["one", "two", "three"]))
+    assert customers() == 8
+
+
+def test_program():
+    code = f"from {__name__} import store; store('program')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert customers() == 6
+
+
+def test_nothing_is_left():
+    assert customers() == 5
+"""
+
 DEFERRED = (
     "import psycopg\n"
     "with psycopg.connect(os.environ['DATABASE_URL'].replace('+asyncpg', '')) as connection:\n"
@@ -372,6 +425,12 @@ def test_broken_rules(workers: list[str], small: Small, complete: Any) -> None:
 def test_anyio_first_and_last(small: Small) -> None:
     """The session's fixtures stay on the session's loop, where each test has another."""
     assert results(small, ANYIO, "-o", "asyncio_mode=strict") == {}
+
+
+@pytest.mark.parametrize("workers", first(1, [[], ["-n", "2"]]), ids=["alone", "two workers"])
+def test_processes_that_import_the_tests(workers: list[str], small: Small) -> None:
+    """They have the database of the test that started them."""
+    assert results(small, PROCESSES, *workers) == {}
 
 
 @pytest.mark.slow

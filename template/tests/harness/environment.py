@@ -344,15 +344,23 @@ def _identity() -> tuple[str, str]:
     """The run's id and the worker's name. Workers of pytest-xdist inherit the id.
 
     The process that made the id is noted beside it: a pytest started by a test inherits the
-    variables too, and must be a run of its own.
+    variables too, and must be a run of its own. Any other process that a test starts, and that
+    imports something of its tests, belongs to that test.
     """
     run, _, maker = os.environ.get("HARNESS_RUN", "").partition(":")
     worker = os.environ.get("PYTEST_XDIST_WORKER")
-    if worker and maker == str(os.getppid()):
-        return run, worker
+    if run and ((worker and maker == str(os.getppid())) or not _is_pytest()):
+        return run, worker or "main"
     run = secrets.token_hex(4)
     os.environ["HARNESS_RUN"] = f"{run}:{os.getpid()}"
     return run, "main"
+
+
+def _is_pytest() -> bool:
+    """Whether this process runs tests. What `multiprocessing` spawns imports the main program anew."""
+    processes = sys.modules.get("multiprocessing.process")
+    is_spawned = processes and getattr(processes.current_process(), "_inheriting", False)
+    return "pytest" in sys.modules and not is_spawned
 
 
 def _is_debugged() -> bool:
