@@ -11,6 +11,7 @@ CONCERNS = [
     "*/harness/isolation/worker.py",
     "*/harness/isolation/putback.py",
     "*/harness/plugin.py",
+    "*/harness/fixtures.py",
 ]
 
 TESTS = '''\
@@ -711,12 +712,54 @@ def test_last():
     assert sql(STATE) == WHOLE
 """
 
+# As in many a conftest.py: it yields nothing.
+OVERRIDDEN = """\
+import pytest
+import pytest_asyncio
+from sqlalchemy import text
+
+from app.database import engine
+
+
+@pytest_asyncio.fixture(scope="session", autouse=True)
+async def enterprise_database_setup({arguments}):
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE IF NOT EXISTS made (i int)"))
+        await connection.execute(text("INSERT INTO made VALUES (1)"))
+    yield
+
+
+@pytest.mark.parametrize("number", range(2))
+async def test_session(db_session, number):
+    assert await db_session.scalar(text("SELECT count(*) FROM made")) == 1
+    await db_session.execute(text("DELETE FROM made"))
+    await db_session.commit()
+
+
+async def test_engine(db_engine):
+    async with db_engine.connect() as connection:
+        assert await connection.scalar(text("SELECT count(*) FROM made, customers")) == 5
+
+
+@pytest.mark.unit
+def test_unit():
+    pass
+"""
+
 
 @pytest.mark.parametrize("workers", first(1, [[], ["-n", "2"]]), ids=["alone", "two workers"])
 def test_fixtures_of_wider_scopes(workers: list[str], small: Small) -> None:
     outcome = small.tried(TESTS, *workers)
     assert (outcome.status, outcome.counts) == (0, {"passed": PASSED}), outcome.output[-6000:]
     assert "no leaked sessions" in outcome.output
+
+
+@pytest.mark.parametrize(
+    "arguments", first(1, ["enterprise_database_setup", ""]), ids=["by itself", "replaced"]
+)
+def test_setup_that_is_overridden(arguments: str, small: Small) -> None:
+    outcome = small.tried(OVERRIDDEN.format(arguments=arguments))
+    assert (outcome.status, outcome.counts) == (0, {"passed": 4}), outcome.output[-6000:]
 
 
 def test_session_that_a_fixture_holds_writes_in_a_test(small: Small) -> None:

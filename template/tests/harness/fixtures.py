@@ -23,12 +23,9 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 
-@pytest.fixture(scope="session", autouse=True)
-def enterprise_database_setup(request: pytest.FixtureRequest) -> Harness | None:
-    """A complete, verified, seeded database for this worker, whatever was there before.
-
-    Starts nothing when all selected tests are marked `unit`.
-    """
+@pytest.fixture(scope="session")
+def _harness(request: pytest.FixtureRequest) -> Harness | None:
+    """The harness, started; None when all selected tests are marked `unit`."""
     if not any(needs_database(item) for item in request.session.items):
         return None
     harness = request.config.stash[HARNESS]
@@ -45,6 +42,16 @@ def enterprise_database_setup(request: pytest.FixtureRequest) -> Harness | None:
     raise failure
 
 
+@pytest.fixture(scope="session", autouse=True)
+def enterprise_database_setup(_harness: Harness | None) -> Harness | None:
+    """A complete, verified, seeded database for this worker, whatever was there before.
+
+    Starts nothing when all selected tests are marked `unit`. One that takes its place may yield what it
+    likes: nothing here asks for it.
+    """
+    return _harness
+
+
 def _ready(harness: Harness | None, request: pytest.FixtureRequest) -> Harness:
     if harness is None or not needs_database(request.node):
         pytest.fail(
@@ -54,26 +61,26 @@ def _ready(harness: Harness | None, request: pytest.FixtureRequest) -> Harness:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session", autouse=True)
-def _session_loop(enterprise_database_setup: Harness | None) -> Any:
+def _session_loop(_harness: Harness | None) -> Any:
     """The event loop on which connections of the service are kept from test to test.
 
     No coroutine: in a test marked `anyio`, anyio would run it, on a loop that ends with that test.
     pytest-asyncio sets its loop for any fixture, but types them as coroutines.
     """
-    if enterprise_database_setup is None:
+    if _harness is None:
         yield
         return
-    forget = enterprise_database_setup.keep_connections(asyncio.get_event_loop())
+    forget = _harness.keep_connections(asyncio.get_event_loop())
     yield
     forget()
 
 
 @pytest.fixture(scope="session")
-def _new_session(enterprise_database_setup: Harness | None) -> Callable[[], Any]:
+def _new_session(_harness: Harness | None) -> Callable[[], Any]:
     """Makes sessions as the recipe says. Looked at once, before a test lets the service point elsewhere."""
-    if enterprise_database_setup is None:
+    if _harness is None:
         return lambda: None
-    name = enterprise_database_setup.recipe.session
+    name = _harness.recipe.session
     if name is None:
         raise HarnessError(f"db_session needs a `session` in the recipe, in {CONFTEST}.")
     factory = resolve(name)
@@ -85,7 +92,7 @@ def _new_session(enterprise_database_setup: Harness | None) -> Callable[[], Any]
         while callable(made):  # a function that returns a sessionmaker, or that
             made = made()
         if not looked_at:
-            _check_session(made, name, enterprise_database_setup)
+            _check_session(made, name, _harness)
             looked_at = True
         return made
 
@@ -117,7 +124,7 @@ def _check_session(session: Any, name: str, harness: Harness) -> None:
 @pytest_asyncio.fixture
 async def db_session(
     request: pytest.FixtureRequest,
-    enterprise_database_setup: Harness | None,
+    _harness: Harness | None,
     _new_session: Callable[[], Any],
 ) -> AsyncIterator[AsyncSession]:
     """A session of the service. What it commits is real, and put back after the test.
@@ -129,7 +136,7 @@ async def db_session(
         HarnessError: the recipe's `session` can't be imported, or connects elsewhere; later, where it is
             used on another event loop.
     """
-    _ready(enterprise_database_setup, request)
+    _ready(_harness, request)
     session = _new_session()
     raised = _keep_to_loop(session.sync_session) if hasattr(session, "sync_session") else []
     attempt(request.node).session = session
@@ -176,13 +183,13 @@ def _async_driver(driver: str) -> str:
 
 @pytest_asyncio.fixture
 async def db_engine(
-    request: pytest.FixtureRequest, enterprise_database_setup: Harness | None
+    request: pytest.FixtureRequest, _harness: Harness | None
 ) -> AsyncIterator[AsyncEngine]:
     """An engine on the tests' database that keeps no connection: one for each session at a time."""
     from sqlalchemy import NullPool
     from sqlalchemy.ext.asyncio import create_async_engine
 
-    current = _ready(enterprise_database_setup, request).environment
+    current = _ready(_harness, request).environment
 
     engine = create_async_engine(
         current.url(current.database, _async_driver(current.driver)), poolclass=NullPool
