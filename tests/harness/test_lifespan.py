@@ -7,6 +7,7 @@ from tests.support.small import Small
 CONCERNS = ["*/harness/lifespan.py"]
 
 TESTS = """\
+import asyncio
 from contextlib import asynccontextmanager
 
 import anyio
@@ -109,6 +110,21 @@ async def test_refusals(answers, error):
             pass
 
 
+async def hangs(scope, receive, send):
+    await receive()
+    try:
+        await anyio.sleep_forever()
+    finally:
+        seen.append("given up")
+
+
+async def test_start_that_hangs_can_be_given_up():
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01), running(hangs):
+            pass
+    assert seen[-1] == "given up"
+
+
 async def test_without_a_word_on_shutdown():
     async with running(says("startup.complete", "shutdown.complete")):
         pass
@@ -117,4 +133,4 @@ async def test_without_a_word_on_shutdown():
 
 def test_lifespan(small: Small) -> None:
     outcome = small.tried(TESTS, "-p", "no:randomly")
-    assert outcome.counts == {"passed": 9}
+    assert outcome.counts == {"passed": 10}

@@ -60,7 +60,10 @@ async def running(app: Application) -> AsyncIterator[Application]:
         yield request
     finally:
         starts.cancel()
-        if not lifespan.done():
+        if not is_started.is_set():  # whoever waited for it gave up
+            lifespan.cancel()
+            await asyncio.wait([lifespan])
+        elif not lifespan.done():
             told.put_nowait({"type": "lifespan.shutdown"})
         await lifespan
     if refusal:
