@@ -282,6 +282,98 @@ async def test_passes(db_session):
     assert await db_session.scalar(text("SELECT count(*) FROM customers WHERE phone = '1'")) == 0
 """
 
+TASKS = """\
+import asyncio
+
+import pytest
+import pytest_asyncio
+from sqlalchemy import text
+
+from app.database import AsyncSessionLocal
+
+kept = []
+
+
+async def works():
+    while True:
+        await asyncio.sleep(0)
+        async with AsyncSessionLocal.begin() as session:
+            await session.execute(text("UPDATE customers SET phone = '4711'"))
+
+
+def begin(name):
+    kept.append(asyncio.create_task(works(), name=name))
+
+
+@pytest.fixture(autouse=True)
+async def untouched(db_session):
+    await asyncio.sleep(0.01)
+    assert await db_session.scalar(text("SELECT count(*) FROM customers WHERE phone = '4711'")) == 0
+
+
+@pytest_asyncio.fixture
+async def at_its_begin():
+    begin("begun in a fixture")
+
+
+@pytest_asyncio.fixture
+async def at_its_end():
+    yield
+    begin("begun in a tear-down")
+
+
+@pytest_asyncio.fixture(scope="module")
+async def of_the_module():
+    task = asyncio.create_task(asyncio.Event().wait())
+    yield task
+    task.cancel()
+
+
+async def test_begins_in_a_fixture(at_its_begin):
+    pass
+
+
+async def test_passes_1():
+    pass
+
+
+async def test_begins_at_the_end(at_its_end):
+    pass
+
+
+async def test_passes_2(of_the_module):
+    pass
+
+
+def run_elsewhere(loop):
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.create_task(works(), name="begun from outside")
+
+
+@pytest_asyncio.fixture
+async def loop():
+    return asyncio.get_running_loop()
+
+
+def test_is_no_coroutine(loop):
+    run_elsewhere(loop)
+
+
+async def test_passes_3(of_the_module):
+    assert not of_the_module.done()
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_passes_4():
+    pass
+"""
+
+TASKS_LEFT = {
+    "begins_in_a_fixture": "begun in a fixture, works",
+    "begins_at_the_end": "begun in a tear-down, works",
+    "is_no_coroutine": "begun from outside, works",
+}
+
 ANYIO = """\
 import pytest
 from sqlalchemy import func, select
@@ -425,6 +517,16 @@ def test_broken_rules(workers: list[str], small: Small, complete: Any) -> None:
 def test_anyio_first_and_last(small: Small) -> None:
     """The session's fixtures stay on the session's loop, where each test has another."""
     assert results(small, ANYIO, "-o", "asyncio_mode=strict") == {}
+
+
+def test_tasks_of_fixtures(small: Small) -> None:
+    """They run on the event loop of all tests: begun by a test's own, they go with it."""
+    found = results(small, TASKS)
+    assert found.keys() == TASKS_LEFT.keys()
+    for name, words in TASKS_LEFT.items():
+        assert "The test left asyncio tasks running, now cancelled" in found[name]
+        assert words in found[name]
+    small.harness("clean")
 
 
 @pytest.mark.parametrize("workers", first(1, [[], ["-n", "2"]]), ids=["alone", "two workers"])

@@ -1,4 +1,4 @@
-"""Plugins that run a test several times, or stop the clock: judged alone, and nothing hangs."""
+"""Plugins that run a test again, stop the clock, or bring another loop: judged alone, no hang."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from tests.support.project import install
 from tests.support.small import Small, told
 from tests.support.tiers import first, slow
 
-CONCERNS = ["*/harness/plugin.py", "*/harness/waiting.py", "*/harness/isolation/worker.py"]
+CONCERNS = [
+    "*/harness/plugin.py",
+    "*/harness/waiting.py",
+    "*/harness/isolation/worker.py",
+    "*/harness/checks/tasks.py",
+]
 
-PLUGINS = ["pytest-rerunfailures", "pytest-repeat", "freezegun", "time-machine"]
+PLUGINS = ["pytest-rerunfailures", "pytest-repeat", "freezegun", "time-machine", "trio"]
 
 ATTEMPTS = '''\
 import asyncio
@@ -193,6 +198,24 @@ async def test_again(db_session):
 """
 
 
+TRIO = """\
+import pytest
+
+pytestmark = [pytest.mark.unit, pytest.mark.anyio]
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request):
+    return request.param
+
+
+async def test_sleeps():
+    import anyio
+
+    await anyio.sleep(0)
+"""
+
+
 @pytest.fixture
 def extended(small: Small, shared: Path) -> Small:
     """The small service in an environment that has those plugins as well."""
@@ -212,6 +235,12 @@ def test_each_attempt_begins_clean_and_is_judged_alone(extended: Small) -> None:
     assert told(outcome.output).keys() == {"never"}
     assert "1 leaked sessions" in outcome.output, "of an attempt that failed for it"
     extended.harness("clean")
+
+
+def test_anyio_on_trio(extended: Small) -> None:
+    """Where no loop of asyncio runs."""
+    outcome = extended.tried(TRIO, "-o", "asyncio_mode=strict")
+    assert (outcome.status, outcome.counts) == (0, {"passed": 2}), outcome.output
 
 
 @pytest.mark.thorough

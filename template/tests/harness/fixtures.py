@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from . import markers
+from .checks import tasks
 from .errors import HarnessError
 from .harness import Harness
 from .layout import CONFTEST, PACKAGE
@@ -67,12 +68,13 @@ def _session_loop(_harness: Harness | None) -> Any:
     No coroutine: in a test marked `anyio`, anyio would run it, on a loop that ends with that test.
     pytest-asyncio sets its loop for any fixture, but types them as coroutines.
     """
-    if _harness is None:
-        yield
-        return
-    forget = _harness.keep_connections(asyncio.get_event_loop())
+    loop = asyncio.get_event_loop()
+    tasks.watch_loop(loop)
+    forget = _harness.keep_connections(loop) if _harness is not None else None
     yield
-    forget()
+    tasks.watch_loop(None)
+    if forget is not None:
+        forget()
 
 
 @pytest.fixture(scope="session")

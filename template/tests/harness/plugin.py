@@ -151,6 +151,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     item.config.stash[_CURRENT] = item
     item.stash[ATTEMPT] = Attempt()
     uncommitted.begin()
+    tasks.begin(item)
     if needs_database(item):
         own = item.get_closest_marker("own_database") is not None
         try:
@@ -169,7 +170,8 @@ def pytest_fixture_setup(
         return (yield)
     after: list[Callable[[], None]] = []
     fixturedef.addfinalizer(lambda: [step() for step in after])  # the last of them
-    with request.config.stash[HARNESS].around_fixture(fixturedef.argname, after):
+    around = request.config.stash[HARNESS].around_fixture(fixturedef.argname, after)
+    with around, tasks.of_a_wider_fixture():
         result = yield
     fixturedef.addfinalizer(lambda: _settle_before_fixture(request.config))  # the first
     return result

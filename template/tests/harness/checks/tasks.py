@@ -5,19 +5,47 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Awaitable, Callable
+import weakref
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
 
+_BEFORE = pytest.StashKey["set[asyncio.Task[Any]]"]()
 _LEFT = pytest.StashKey["set[asyncio.Task[Any]]"]()
 _TEST = pytest.StashKey[Any]()
 _RUNNING = pytest.StashKey["dict[asyncio.Task[Any], str] | None"]()
 
+_loop: asyncio.AbstractEventLoop | None = None  # the session's, which all tests share
+_of_fixtures: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()  # of wider ones
+
+
+def watch_loop(loop: asyncio.AbstractEventLoop | None) -> None:
+    """From now on, look at this event loop as well: what runs there goes on in the next test."""
+    global _loop  # noqa: PLW0603 - a process has one session
+    _loop = loop
+
+
+def _running() -> set[asyncio.Task[Any]]:
+    return set() if _loop is None or _loop.is_closed() else asyncio.all_tasks(_loop)
+
+
+def begin(item: pytest.Item) -> None:
+    """Before a test is set up: note what runs already."""
+    item.stash[_BEFORE], item.stash[_LEFT], item.stash[_RUNNING] = _running(), set(), None
+
+
+@contextmanager
+def of_a_wider_fixture() -> Iterator[None]:
+    """What is begun in this block runs for a fixture's scope."""
+    before = _running()
+    yield
+    _of_fixtures.update(_running() - before)
+
 
 def watch(item: pytest.Item) -> None:
-    """Before a test is called: note which tasks it begins and does not end."""
-    item.stash[_LEFT], item.stash[_RUNNING] = set(), None  # of an attempt before this one
+    """Before a test is called: note which tasks it begins and does not end, on whichever loop."""
     test = item.stash.setdefault(_TEST, getattr(item, "obj", None))
     if inspect.iscoroutinefunction(test):
         item.obj = _watched(item, test)  # type: ignore[attr-defined]
@@ -26,13 +54,19 @@ def watch(item: pytest.Item) -> None:
 def _watched(item: pytest.Item, test: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
     @functools.wraps(test)
     async def watched(*args: Any, **kwargs: Any) -> Any:
-        before = asyncio.all_tasks()
+        before = _tasks_here()
         try:
             return await test(*args, **kwargs)
         finally:
-            item.stash[_LEFT] = asyncio.all_tasks() - before
+            item.stash[_LEFT] = _tasks_here() - before
 
     return watched
+
+
+def _tasks_here() -> set[asyncio.Task[Any]]:
+    with suppress(RuntimeError):  # a test marked `anyio` may run on Trio
+        return asyncio.all_tasks()
+    return set()
 
 
 def watch_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
@@ -48,9 +82,11 @@ def watch_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
 
 
 def _note(item: pytest.Item) -> None:
+    before = item.stash.get(_BEFORE, None)
+    on_loop = set() if before is None else _running() - before - set(_of_fixtures)
     item.stash[_RUNNING] = {
         task: _describe(task)
-        for task in item.stash.get(_LEFT, ())
+        for task in item.stash.get(_LEFT, set()) | on_loop
         # One that is being cancelled ends as soon as its loop runs again.
         if not task.done() and not task.cancelling()
     }
@@ -60,7 +96,7 @@ def left(item: pytest.Item) -> list[str]:
     """After the test and its fixtures: cancel what still runs. Returns a line for each task."""
     if item.stash.get(_RUNNING, None) is None:
         _note(item)
-    running = item.stash[_RUNNING] or {}
+    running, item.stash[_RUNNING] = item.stash[_RUNNING] or {}, None
     for task in running:
         if not task.get_loop().is_closed():
             task.cancel()
