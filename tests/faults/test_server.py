@@ -199,6 +199,27 @@ def test_stale_files(small: Small, complete: Any) -> None:
         small.healed(complete, says="embedded, started in")
 
 
+SETS = """\
+from sqlalchemy import text
+
+
+async def test_sets(db_session):
+    connection = await db_session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+    setting = "default_transaction_isolation = 'serializable'"
+    await connection.execute(text(f"ALTER SYSTEM SET {setting}"))
+    await connection.execute(text("SELECT pg_reload_conf()"))
+
+
+async def test_reads(db_session):
+    assert await db_session.scalar(text("SHOW default_transaction_isolation")) == "read committed"
+"""
+
+
+def test_settings_of_the_run_before(small: Small) -> None:
+    assert small.tried(SETS, "-k", "sets").counts == {"passed": 1, "deselected": 1}
+    assert small.tried(SETS, "-k", "reads").counts == {"passed": 1, "deselected": 1}
+
+
 @pytest.mark.slow
 def test_lock_files_missing(small: Small, complete: Any) -> None:
     for name in ("mutex", "users", "project", "log"):
