@@ -123,6 +123,41 @@ def test_it_is_as_large_as_ever():
     assert sizes[0] == sizes[1]
 """
 
+LONG_VALUES = """\
+import os
+
+import psycopg
+import pytest
+
+URL = os.environ["DATABASE_URL"].replace("+asyncpg", "")
+
+
+def sql(statement):
+    with psycopg.connect(URL) as connection:
+        cursor = connection.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def texts():
+    sql("CREATE TABLE texts (i int, t text)")
+    sql("ALTER TABLE texts ALTER t SET STORAGE EXTERNAL")
+    sql("INSERT INTO texts SELECT i, repeat('x', 50000) FROM generate_series(1, 10) i")
+
+
+def test_adds():
+    sql("INSERT INTO texts VALUES (0, repeat('x', 50000))")
+
+
+def test_changes():
+    assert sql("SELECT count(*) FROM texts") == [(10,)]
+    sql("UPDATE texts SET t = 'x'")
+
+
+def test_next():
+    assert sql("SELECT count(*) FROM texts WHERE length(t) = 50000") == [(10,)]
+"""
+
 
 def test_round_trips(small: Small) -> None:
     """None where nobody connected, and one where a test does what the one before it did."""
@@ -135,3 +170,10 @@ def test_dead_rows_do_not_pile_up(small: Small) -> None:
     outcome = small.tried(DEAD_ROWS, "-q")
     assert outcome.counts == {"passed": 601}, outcome.output[-6000:]
     assert "databases: 600 put back, 0 replaced" in outcome.output
+
+
+def test_table_of_long_values_is_large(small: Small) -> None:
+    """They lie elsewhere: the table's own pages are few."""
+    outcome = small.tried(LONG_VALUES)
+    assert outcome.counts == {"passed": 3}
+    assert "databases: 1 put back," in outcome.output, "what was added"

@@ -19,7 +19,7 @@ from ..golden.databases import Connection
 from ..golden.digest import CONTENT
 
 _SMALL = 256 * 1024
-"""Bytes of a table up to which its rows are kept in memory."""
+"""Bytes of a table up to which its rows are kept in memory, those of long values included."""
 
 _PAGE = 8192
 
@@ -31,6 +31,7 @@ Marks = Mapping[int, tuple[str, str]]
 # keys are internal triggers.
 _TABLES = """
     SELECT c.oid::bigint, format('%I.%I', n.nspname, c.relname), pg_relation_size(c.oid),
+           CASE reltoastrelid WHEN 0 THEN 0 ELSE pg_relation_size(reltoastrelid) END,
            ARRAY(SELECT quote_ident(attname) FROM pg_attribute
                  WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped AND attgenerated = ''
                  ORDER BY attnum),
@@ -153,12 +154,12 @@ def read(connection: Connection, only: Collection[int] | None = None) -> dict[in
     """
     where = "" if only is None else f"AND c.oid = ANY(ARRAY[{', '.join(map(str, only))}]::oid[])"
     found, small = {}, {}
-    for oid, name, size, columns, reacts, guarded, parents in connection.execute(
+    for oid, name, size, aside, columns, reacts, guarded, parents in connection.execute(
         _TABLES.format(only=where)
     ):
         pages = -(-size // _PAGE)
         found[oid] = Table(oid, name, pages, reacts, guarded, set(parents), ", ".join(columns))
-        if size <= _SMALL and columns:
+        if size + aside <= _SMALL and columns:
             literals = " || ',' || ".join(f"quote_nullable({column}::text)" for column in columns)
             small[oid] = literals
     if small:
