@@ -33,7 +33,8 @@ def hear_of_children() -> None:
     and Python takes each for a success.
     """
     if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        with suppress(ValueError):  # only the main thread may; others come later
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def command_line(pid: int) -> str:
