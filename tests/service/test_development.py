@@ -448,6 +448,16 @@ def test_a_server_that_cannot_be_reached_is_named(
 
 
 @pytest.mark.thorough
+def test_settings_in_another_encoding_than_they_are_read_in(plain: Desk) -> None:
+    (plain.path / ".env").write_bytes("# Grüße\n".encode("latin-1"))
+    said = plain.refused()
+    assert f"{plain.path}/.env is not in UTF-8" in said
+    assert "Traceback" not in said
+    tests = plain.project.tool("tests.harness", "status", status=1).output
+    assert tests.splitlines()[-1].startswith("tests.harness.errors.HarnessError: ")
+
+
+@pytest.mark.thorough
 def test_servers_of_the_user(plain: Desk, rendered: Render, tmp_path: Path) -> None:
     """One of the two; the other one is brought."""
     path = tmp_path / "other"

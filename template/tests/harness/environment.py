@@ -318,13 +318,27 @@ def _own(variable: str) -> str | None:
     """The application's own value of a variable: from the environment, `.env` or `make run`."""
     kept = f"HARNESS_APPLICATION_{variable}"  # workers inherit an environment already prepared
     if kept not in os.environ:
-        from dotenv import dotenv_values
-
-        files = (dotenv_values(ROOT / name) for name in (".dev/env", ".env"))
+        files = (of_file(name) for name in (".dev/env", ".env"))
         sources: list[Mapping[str, str | None]] = [*files, os.environ]
         found = [values[name] for values in sources for name in spellings(variable, values)]
         os.environ[kept] = next((value for value in reversed(found) if value), "")
     return os.environ[kept] or None
+
+
+def of_file(name: str) -> dict[str, str | None]:
+    """What a file of variables in the project's root says; nothing where there is none.
+
+    Raises:
+        HarnessError: it is no text.
+    """
+    from dotenv import dotenv_values
+
+    try:
+        return dotenv_values(ROOT / name)
+    except UnicodeDecodeError as error:
+        raise HarnessError(
+            f"{ROOT / name} is not in UTF-8, as the service reads it ({error}). Save it so."
+        ) from None
 
 
 def _set(variable: str, value: str) -> None:

@@ -19,7 +19,7 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..environment import spellings
+from ..environment import of_file, spellings
 from ..errors import HarnessError
 from ..files import private, write
 from ..layout import ROOT
@@ -90,9 +90,7 @@ class Place:
 
 def given(variable: str) -> tuple[str, str] | None:
     """The value that the user has set for a variable of the service, and where; None if not set."""
-    from dotenv import dotenv_values
-
-    for values, where in ((os.environ, "the environment"), (dotenv_values(ROOT / ".env"), ".env")):
+    for values, where in ((os.environ, "the environment"), (of_file(".env"), ".env")):
         for name in reversed(spellings(variable, values)):
             if value := values[name]:
                 return value, where
