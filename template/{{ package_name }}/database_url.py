@@ -5,9 +5,9 @@ in one, which SQLAlchemy hands through as the parameter `dsn`.
 """
 
 import ssl
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, unquote, urlencode
 
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
@@ -57,7 +57,17 @@ def asyncpg_url(value: str) -> str:
     if dsn:
         taken["dsn"] = "postgresql://?" + urlencode(dsn, safe="/", quote_via=quote)
     url = url.set(drivername="postgresql+asyncpg", query=taken)
+    if (folder := unquote(url.host or "")).startswith("/"):
+        url = _of_socket(url, folder)
     return url.render_as_string(hide_password=False)
+
+
+def _of_socket(url: URL, folder: str) -> URL:
+    """The same, with a socket's folder that stands in the host's place, as psql takes it, in the query."""
+    query = {**url.query, "host": folder, "port": str(url.port or 5432)}
+    return URL.create(
+        url.drivername, url.username, url.password, database=url.database, query=query
+    )
 
 
 def _mode(name: str, word: str) -> str:

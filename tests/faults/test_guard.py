@@ -496,6 +496,22 @@ def test_socket_in_any_folder(server: Server, small: Small) -> None:
                 f"postgresql://tester@{quote(str(folder), safe='')}:{other.port}/postgres",
             ):
                 passed(small.outcome("tests/test_small.py", TEST_DATABASE_URL=url))
+                small.run(small.python, "-c", SERVICE_CONNECTS, env={"DATABASE_URL": url})
+
+
+# Runs in a rendered project, without its tests.
+SERVICE_CONNECTS = """\
+import asyncio
+from app.database import engine
+
+
+async def main():
+    await (await engine.connect()).close()
+    await engine.dispose()
+
+
+asyncio.run(main())
+"""
 
 
 # Runs in a rendered project: what becomes of each parameter that libpq itself knows.
