@@ -395,6 +395,15 @@ def test_all_connections_of_an_external_server_are_taken(server: Server, service
     passed(service.outcome(SMALL, TEST_DATABASE_URL=url))
 
 
+@pytest.mark.thorough
+def test_all_connections_of_the_role_are_taken(server: Server, service: Small) -> None:
+    """As hosts limit their users. The server has others."""
+    server.sql("CREATE ROLE limited LOGIN CREATEDB CONNECTION LIMIT 2")
+    output = service.red("tests/test_small.py", TEST_DATABASE_URL=server.url("limited"))
+    assert "All 2 that the role limited may have (CONNECTION LIMIT) are held" in output
+    assert "max_connections" not in output
+
+
 @pytest.mark.slow
 def test_all_connections_are_taken_during_the_run(server: Server, service: Small) -> None:
     url = server.url("runner")

@@ -358,7 +358,7 @@ class Harness:
             return ""
         from .golden import databases
 
-        return databases.holders(self.environment) if databases.FULL.search(report) else ""
+        return databases.holders(self.environment, report) if databases.FULL.search(report) else ""
 
     def sessions_of_test(self) -> str:
         """What is open in the tests' database, what it did last, and for whom it waits."""

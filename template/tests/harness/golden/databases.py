@@ -169,6 +169,12 @@ _SET = """
 FULL = re.compile("too many (?:clients|connections)|connection slots")
 """What a server says when all its connections are taken."""
 
+_LIMIT = "SELECT current_setting('max_connections') || ' (max_connections)'"
+_LIMIT_OF_ROLE = """
+    SELECT format('%s that the role %I may have (CONNECTION LIMIT)', rolconnlimit, rolname)
+    FROM pg_roles WHERE rolname = session_user
+"""
+
 _FULL_SECONDS = 10.0  # that a run waits for others to close connections
 
 _opened: weakref.WeakSet[Connection] = weakref.WeakSet()
@@ -205,7 +211,7 @@ def connect(
                 continue
             reason = _without_password(str(error).strip(), environment)
             if full:
-                reason += f"\nWaited {patience:.0f} s for one. {holders(environment)}"
+                reason += f"\nWaited {patience:.0f} s for one. {holders(environment, reason)}"
             # The cause without its traceback: pytest shows arguments there, a password among them.
             raise HarnessError(_cannot_connect(environment, database, reason)) from (
                 type(error)(reason)
@@ -237,8 +243,13 @@ def _without_password(text: str, environment: Environment) -> str:
     return text
 
 
-def holders(environment: Environment) -> str:
-    """How many connections there may be, and who holds them, as far as that can be seen."""
+def holders(environment: Environment, said: str) -> str:
+    """How many connections there may be, and who holds them, as far as that can be seen.
+
+    Args:
+        environment: of this process.
+        said: what the server said when it let nobody in.
+    """
     for connection in list(_opened):
         if connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
             rows = connection.execute(
@@ -250,9 +261,10 @@ def holders(environment: Environment) -> str:
                 GROUP BY application_name, datname ORDER BY count(*) DESC LIMIT 10
                 """
             ).fetchall()
-            limit = connection.execute("SHOW max_connections").fetchone()
+            of_role = "too many connections for role" in said
+            limit = connection.execute(_LIMIT_OF_ROLE if of_role else _LIMIT).fetchone()
             assert limit is not None
-            return f"All {limit[0]} (max_connections) are held:\n" + "\n".join(r[0] for r in rows)
+            return f"All {limit[0]} are held:\n" + "\n".join(r[0] for r in rows)
     if environment.external_url is None:
         from ..servers.postgres import EmbeddedServer
 
