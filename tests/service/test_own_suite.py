@@ -49,6 +49,15 @@ def test_suite_is_green(name: str, rendered: Render, tmp_path: Path) -> None:
     assert "Required test coverage" not in run.output, "a gate would fail runs of one file"
 
 
+@pytest.mark.thorough
+def test_shell_that_asks_for_another_way_to_measure(project: Project) -> None:
+    """Of coverage, which warns where it can't."""
+    measured = project.tool(
+        "pytest", "tests/unit/test_pagination.py", env={"COVERAGE_CORE": "sysmon"}
+    )
+    assert "TOTAL" in measured.output
+
+
 @pytest.mark.slow
 def test_suite_is_green_whatever_a_developer_has_set(project: Project) -> None:
     """All that `.env.example` shows, switched on in `.env`."""
