@@ -180,3 +180,25 @@ def test_copy_says_how_to_ask_the_doctor(
     said = copier("copy", "--defaults", *data, "-r", PRESENT, versions, path, cwd=tmp_path).output
     assert f"\n\n  {command}\n" in said
     assert (path / folder / "harness" / "doctor.py").is_file()
+
+
+@pytest.mark.thorough
+def test_tests_that_were_moved(versions: Path, tmp_path: Path) -> None:
+    """Else an update would leave the harness as it is, and lay another where the tests were."""
+    path = tmp_path / "service"
+    data = ["-d", "scope=harness", "-d", "package_name=shop"]
+    copier("copy", "--defaults", *data, "-r", PRESENT, versions, path, cwd=tmp_path)
+    (path / "backend").mkdir()
+    (path / "tests").rename(path / "backend/tests")
+    run("git", "init", "--quiet", cwd=path)
+    commit(path, "Move the tests")
+    before = files(path)
+    said = copier("update", "--defaults", "-r", FUTURE, cwd=path, status=1).output
+    assert "There is no harness in tests/. If you moved the tests" in said
+    assert files(path) == before
+    told = ["-d", "tests_folder=backend/tests"]
+    copier("update", "--defaults", *told, "-r", FUTURE, cwd=path)
+    now = files(path)
+    assert not any(name.startswith("tests/") for name in now)
+    assert b"of the future" in now["backend/tests/harness/plugin.py"]
+    assert now["backend/tests/conftest.py"] == before["backend/tests/conftest.py"]
