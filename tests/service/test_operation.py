@@ -291,6 +291,46 @@ def test_a_migration_lets_others_read(unmigrated: Production) -> None:
     assert version == "0004_internet_indexes"
 
 
+INDEX = """\
+from alembic import op
+
+revision, down_revision = "0005_phone", "0004_internet_indexes"
+
+
+def upgrade() -> None:
+    with op.get_context().autocommit_block():
+        op.create_index("ix_customers_phone", "customers", ["phone"], postgresql_concurrently=True)
+"""
+
+
+def test_an_index_is_built_behind_a_transaction_that_takes_long(unmigrated: Production) -> None:
+    """Nobody queues behind it. Broken off, it left an index that was in the way of another try."""
+    project, env = unmigrated.project, unmigrated.env
+    migrations = project.path / "migrations"
+    (migrations / "versions" / "0005_phone.py").write_text(INDEX)
+    environment = (migrations / "env.py").read_text()
+    assert 'LOCK_TIMEOUT = "2s"' in environment
+    (migrations / "env.py").write_text(environment.replace('"2s"', '"20ms"'))
+    project.tool("alembic", "upgrade", "0004_internet_indexes", env=env)
+    unmigrated.servers.sql("BEGIN")
+    unmigrated.servers.sql("INSERT INTO customers (full_name, email) VALUES ('Ada', 'a@b.org')")
+    long = "NOT granted AND clock_timestamp() - waitstart > '200 ms'"
+    with begun(project, env, "alembic", "upgrade", "head") as upgrade:
+        wait_until(
+            lambda: (
+                unmigrated.servers.sql(f"SELECT count(*) FROM pg_locks WHERE {long}") == [[1]]
+                or upgrade.poll() is not None
+            ),
+            "it waits for longer than for other locks",
+        )
+        unmigrated.servers.sql("COMMIT")
+        output = upgrade.communicate(timeout=60)[0]
+    assert upgrade.returncode == 0, output
+    assert "trying again" not in output
+    valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'ix_customers_phone'::regclass"
+    assert unmigrated.servers.sql(valid) == [[True]]
+
+
 def test_two_steps_back_are_two_however_often_they_are_tried(unmigrated: Production) -> None:
     """The first is done, the second doesn't get its lock at once: the tables of a third stay."""
     project, env = unmigrated.project, unmigrated.env
