@@ -214,6 +214,18 @@ def test_made_before_prepare(sick: Project) -> None:
     assert "\n             import tests\n" in said
 
 
+def test_service_that_can_not_be_imported_before_prepare(sick: Project) -> None:
+    """The package of the tests is as it should be: nobody has come to it."""
+    root = sick.path / "conftest.py"
+    root.write_text("import os\n\nassert os.environ['ENVIRONMENT'] == 'test'\n")
+    said = sick.tool("tests.harness", "doctor", status=1).output
+    assert "before prepare() of tests/__init__.py was done. If that is the service, import" in said
+    assert "\n             import tests\nmissing  pytest does not start:\n" in said
+    assert "does not call prepare()" not in said
+    root.write_text(f"import tests\n{root.read_text()}")
+    sick.tool("tests.harness", "doctor")
+
+
 def test_file_that_can_not_be_imported(sick: Project) -> None:
     (sick.path / "tests/unit/test_lost.py").write_text("import nowhere\n")
     said = sick.tool("tests.harness", "doctor", status=1).output

@@ -210,8 +210,17 @@ def _named_otherwise(seen: dict[str, Any]) -> Finding | None:
 
 
 def _prepared(seen: dict[str, Any]) -> Iterator[Finding]:
+    package = TESTS / "__init__.py"
+    calls = package.exists() and "prepare(" in package.read_text(encoding="utf-8")
     if seen.get("prepared"):
         yield Finding(True, f"prepare() sets {', '.join(seen['prepared'])}")
+    elif calls and "tests" not in seen:
+        yield Finding(
+            False,
+            f"pytest stopped, at what is quoted below, before prepare() of {PACKAGE} was done. If that is the service, "
+            f"import `{_TESTS}` first, at the top of the conftest.py that imports it:",
+            f"import {_TESTS}",
+        )
     elif not (TESTS / "__init__.py").exists():
         yield Finding(
             False, f"nothing calls prepare(). Write in {PACKAGE}, which is not there:", _PREPARE
