@@ -366,6 +366,19 @@ async def test_passes_3(of_the_module):
 @pytest.mark.asyncio(loop_scope="function")
 async def test_passes_4():
     pass
+
+
+async def numbers():
+    try:
+        yield 1
+    finally:
+        await asyncio.sleep(0)
+
+
+async def test_passes_though_a_generator_is_open():
+    async for _ in numbers():
+        break
+    await asyncio.sleep(0)  # its closing begins
 """
 
 TASKS_LEFT = {

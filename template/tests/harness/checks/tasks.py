@@ -88,8 +88,13 @@ def _note(item: pytest.Item) -> None:
         task: _describe(task)
         for task in item.stash.get(_LEFT, set()) | on_loop
         # One that is being cancelled ends as soon as its loop runs again.
-        if not task.done() and not task.cancelling()
+        if not task.done() and not task.cancelling() and not _closes_a_generator(task)
     }
+
+
+def _closes_a_generator(task: asyncio.Task[Any]) -> bool:
+    """Whether an event loop began it, for an asynchronous generator that nobody had closed."""
+    return type(task.get_coro()).__name__ == "async_generator_athrow"
 
 
 def left(item: pytest.Item) -> list[str]:
