@@ -349,6 +349,23 @@ def test_features_are_switched_where_the_code_is_as_new_as_the_rest(scaffold: Sc
     assert files(project.path)[CODE_ANSWERS] == files(project.path)[ANSWERS_FILE]
 
 
+@pytest.mark.thorough
+def test_answers_of_the_code_stay_deleted(scaffold: Scaffold) -> None:
+    """New ones would say that the code is as new as the rest: what is between would be lost."""
+    project = scaffold(PRESENT, **ALL_OFF)
+    (project.path / CODE_ANSWERS).unlink()
+    commit(project.path, "What is this?")
+    update(project)
+    assert CODE_ANSWERS not in files(project.path)
+    commit(project.path, "Update")
+    update(project, "--data", "use_redis=true")
+    assert CODE_ANSWERS not in files(project.path)
+    commit(project.path, "Switch")
+    merge = [sys.executable, "-m", "copier", "update", "--defaults", "-a", CODE_ANSWERS]
+    said = project.run(*merge, status=1).output
+    assert "Template not found" in said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["defaults", "all off"])
 @pytest.mark.parametrize("feature", FEATURES)
