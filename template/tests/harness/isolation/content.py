@@ -126,7 +126,7 @@ _CATALOGS = """
 
 
 def marks(connection: Connection, tables: Iterable[Table]) -> Marks:
-    """By what it is told that rows were written which are not counted yet: without reading them.
+    """What tells that rows were written which are not counted yet. Values are not read, all rows are.
 
     Each version of a row has the number of the transaction that wrote it. A clone has the same.
 
