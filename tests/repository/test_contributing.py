@@ -53,6 +53,16 @@ def follow(steps: str, root: Path) -> list[str]:
     return files
 
 
+def begin_heading(changelog: Path) -> None:
+    """As the guide says for where the newest heading has a date."""
+    assert "with\n   `### Added` and `### When you update`." in section(RELEASE)
+    text = changelog.read_text()
+    newest = re.findall(r"^## \[.*$", text, re.MULTILINE)[0]
+    if not newest.endswith("Unreleased"):
+        parts = ("## [76.0.0] - Unreleased", "### Added", "### When you update", "Nothing.", newest)
+        changelog.write_text(text.replace(newest, "\n\n".join(parts), 1))
+
+
 @pytest.fixture
 def followed(template: Path, tmp_path: Path) -> Path:
     """A clone of the template with the question that the guide adds."""
@@ -60,6 +70,7 @@ def followed(template: Path, tmp_path: Path) -> Path:
     run("git", "clone", "--quiet", "--no-tags", template, clone, cwd=tmp_path)
     if "use_example:" in (clone / "copier.yml").read_text():  # somebody tries the guide
         return clone
+    begin_heading(clone / "CHANGELOG.md")
     files = follow(section(QUESTION), clone)
     blocks = re.findall(r"^```(\w+)$", section(QUESTION), re.MULTILINE)
     assert len(files) == len(blocks) - blocks.count("shell"), "each block has a place"
