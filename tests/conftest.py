@@ -78,12 +78,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(optionalhook=True, wrapper=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> Generator[None, int, int]:
-    """More than there are processors: tests wait a part of their time, the slow ones half of it."""
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """One more than there are processors: tests wait a part of their time, for servers and naps."""
     found = yield
-    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
-        return found
-    return found + (2 if config.option.markexpr == "slow" else 1)
+    return found if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else found + 1
 
 
 @pytest.hookimpl(optionalhook=True)
