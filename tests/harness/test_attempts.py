@@ -11,7 +11,7 @@ import pytest
 from tests.support.command import run
 from tests.support.once import made_once
 from tests.support.project import install
-from tests.support.small import Small, told
+from tests.support.small import SQL, Small, told
 from tests.support.tiers import first, slow
 
 CONCERNS = [
@@ -23,25 +23,19 @@ CONCERNS = [
 
 PLUGINS = ["pytest-rerunfailures", "pytest-repeat", "freezegun", "time-machine", "trio"]
 
-ATTEMPTS = '''\
+ATTEMPTS = (
+    SQL
+    + '''\
 import asyncio
-import os
 
-import psycopg
 import pytest
 from sqlalchemy import text
 
 from app.database import AsyncSessionLocal, engine
 
-URL = os.environ["DATABASE_URL"].replace("+asyncpg", "")
 runs = {}
 kept = []
 
-
-def sql(statement):
-    with psycopg.connect(URL) as connection:
-        cursor = connection.execute(statement)
-        return cursor.fetchall() if cursor.description else []
 
 def attempt(name):
     """Each begins with what the seeder stored. Returns which it is."""
@@ -123,8 +117,11 @@ class TestWide:
     def test_wide_next(self, stored):
         assert sql("SELECT count(*) FROM customers") == [(6,)]
 '''
+)
 
-FROZEN = """\
+FROZEN = (
+    SQL
+    + """\
 import datetime
 import os
 
@@ -137,7 +134,6 @@ from sqlalchemy import text
 from app.database import engine
 from tests.harness.environment import current
 
-URL = os.environ["DATABASE_URL"].replace("+asyncpg", "")
 PAST = datetime.datetime(2001, 2, 3, 4, 5, 6, tzinfo=datetime.UTC)
 TOOLS = {
     "freezegun": lambda: freezegun.freeze_time(PAST),
@@ -154,12 +150,6 @@ kept = []
 def frozen(request):
     with TOOLS[request.param]():
         yield
-
-
-def sql(statement):
-    with psycopg.connect(URL) as connection:
-        cursor = connection.execute(statement)
-        return cursor.fetchall() if cursor.description else []
 
 
 async def test_stores(db_session):
@@ -196,6 +186,7 @@ def test_drops_the_database():
 async def test_again(db_session):
     assert sql("SELECT count(*) FROM customers") == [(5,)]
 """
+)
 
 
 TRIO = """\

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.small import Small
+from tests.support.small import SQL, Small
 
 CONCERNS = ["*/harness/isolation/*", "*/harness/harness.py"]
 
@@ -123,19 +123,10 @@ def test_it_is_as_large_as_ever():
     assert sizes[0] == sizes[1]
 """
 
-LONG_VALUES = """\
-import os
-
-import psycopg
+LONG_VALUES = (
+    SQL
+    + """\
 import pytest
-
-URL = os.environ["DATABASE_URL"].replace("+asyncpg", "")
-
-
-def sql(statement):
-    with psycopg.connect(URL) as connection:
-        cursor = connection.execute(statement)
-        return cursor.fetchall() if cursor.description else []
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -157,6 +148,7 @@ def test_changes():
 def test_next():
     assert sql("SELECT count(*) FROM texts WHERE length(t) = 50000") == [(10,)]
 """
+)
 
 
 def test_round_trips(small: Small) -> None:

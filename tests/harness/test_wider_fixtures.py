@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.small import Small, told
+from tests.support.small import SQL, Small, told
 from tests.support.tiers import first
 
 CONCERNS = [
@@ -14,9 +14,10 @@ CONCERNS = [
     "*/harness/fixtures.py",
 ]
 
-TESTS = '''\
+TESTS = (
+    SQL
+    + '''\
 import asyncio
-import os
 import subprocess
 import sys
 import unittest
@@ -32,14 +33,7 @@ from app.config import settings
 from app.database import AsyncSessionLocal
 from app.models import Customer
 
-URL = os.environ["DATABASE_URL"].replace("+asyncpg", "")
 SEEDED = 5
-
-
-def sql(statement):
-    with psycopg.connect(URL) as connection:
-        cursor = connection.execute(statement)
-        return cursor.fetchall() if cursor.description else []
 
 
 def add(name):
@@ -392,22 +386,14 @@ def test_no_more_late():
     assert names() == ["session", "changed", "module"]
     assert sql("SELECT count(*) FROM customers") == [(8,)]
 '''
+)
 
 PASSED = 67
 
-LATE = """\
-import os
-
-import psycopg
+LATE = (
+    SQL
+    + """\
 import pytest
-
-URL = os.environ["DATABASE_URL"].replace("+asyncpg", "")
-
-
-def sql(statement):
-    with psycopg.connect(URL) as connection:
-        cursor = connection.execute(statement)
-        return cursor.fetchall() if cursor.description else []
 
 
 def add(name):
@@ -495,23 +481,17 @@ class TestFourth:
         assert sql("SELECT * FROM defined") == [(1,)]
         assert sql("SELECT id FROM customers WHERE phone IN ('1', '2')") == [(2,)]
 """
+)
 
 # What a fixture may not do, and what it is told.
-REFUSED = """\
-import os
-
+REFUSED = (
+    SQL
+    + """\
 import psycopg
 import pytest
 
-URL = os.environ["DATABASE_URL"].replace("+asyncpg", "")
 ADD = "INSERT INTO customers (full_name, email) VALUES ('Mallory', '{}@example.org')"
 LEAKED = []
-
-
-def sql(statement):
-    with psycopg.connect(URL) as connection:
-        cursor = connection.execute(statement)
-        return cursor.fetchall() if cursor.description else []
 
 
 def names():
@@ -623,6 +603,7 @@ class TestDefined:
 def test_passes_9():
     assert names() == []
 """
+)
 
 SAYS = {
     "stores_late": "but was asked for in the midst of a test that had changed the database",
@@ -634,24 +615,17 @@ SAYS = {
 }
 
 # Postgres counts what a session writes at once, or up to ten seconds later.
-HELD = """\
-import os
-
+HELD = (
+    SQL
+    + """\
 import psycopg
 import pytest
 
-URL = os.environ["DATABASE_URL"].replace("+asyncpg", "")
 STATE = '''
     SELECT (SELECT count(*) FROM large), (SELECT sum(i) FROM large), to_regclass('made'),
            obj_description('customers'::regclass), (SELECT count(*) FROM customers)
 '''
 WHOLE = [(5000, 12502500, None, None, 5)]
-
-
-def sql(statement):
-    with psycopg.connect(URL) as connection:
-        cursor = connection.execute(statement)
-        return cursor.fetchall() if cursor.description else []
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -711,6 +685,7 @@ class TestMore:
 def test_last():
     assert sql(STATE) == WHOLE
 """
+)
 
 # As in many a conftest.py: it yields nothing.
 OVERRIDDEN = """\

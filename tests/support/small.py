@@ -24,6 +24,23 @@ from tests.support.project import Outcome, Project, counted
 
 PASSED = 5
 
+SQL = """\
+import os
+
+import psycopg
+
+URL = os.environ["DATABASE_URL"].replace("+asyncpg", "")
+
+
+def sql(statement):
+    with psycopg.connect(URL) as connection:
+        cursor = connection.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+"""
+"""Begins a file of tests that reach the database beside the service: `sql()`, by another driver."""
+
 TESTS = '''\
 """One test of each kind, and what each needs: a seeded database."""
 

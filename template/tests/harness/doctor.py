@@ -221,7 +221,7 @@ def _prepared(seen: dict[str, Any]) -> Iterator[Finding]:
             f"import `{_TESTS}` first, at the top of the conftest.py that imports it:",
             f"import {_TESTS}",
         )
-    elif not (TESTS / "__init__.py").exists():
+    elif not package.exists():
         yield Finding(
             False, f"nothing calls prepare(). Write in {PACKAGE}, which is not there:", _PREPARE
         )

@@ -144,9 +144,8 @@ def _files(root: Path, source: str) -> list[bytes]:
             if path.is_symlink():
                 pieces += [os.fsencode(path.relative_to(root)), os.fsencode(os.readlink(path))]
         for path in (Path(folder, name) for name in sorted(names)):
-            if (
-                path.is_file()
-            ):  # not so: links that lead nowhere, by which editors mark what is edited
+            # No file: a link that leads nowhere, by which editors mark what is edited.
+            if path.is_file():
                 pieces += _named(root, path)
     return pieces
 
