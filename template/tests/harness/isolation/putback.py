@@ -43,7 +43,7 @@ class Level:
         tables: by oid.
         sequences: by oid.
         names: by which a statement reaches what a session remembers.
-        marks: of its large tables and catalogs.
+        marks: reads those of its large tables and catalogs, which few runs want.
         own: tables that differ from those of the level below, or of the template.
         template: a database that holds all this, where more than rows differs.
         fixture: whose level it is, for messages.
@@ -52,7 +52,7 @@ class Level:
     tables: Mapping[int, Table]
     sequences: Mapping[int, Sequence]
     names: Names
-    marks: Marks
+    marks: Callable[[], Marks]
     own: Collection[int] = ()
     template: str | None = None
     fixture: str = ""
@@ -289,7 +289,8 @@ class PutBack:
     def _marked_otherwise(self, tables: Iterable[Table]) -> set[int] | None:
         """Of these tables, the large ones in which anything was written; None if in a catalog."""
         marks = content.marks(self.connection, tables)
-        found = {oid for oid, mark in marks.items() if self.level.marks.get(oid) != mark}
+        as_before = self.level.marks()
+        found = {oid for oid, mark in marks.items() if as_before.get(oid) != mark}
         return None if 0 in found else found
 
     def changed(self, now: Reading) -> set[int] | None:

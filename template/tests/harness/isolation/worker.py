@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Set
 from contextlib import suppress
@@ -22,6 +23,7 @@ from ..waiting import polls
 from . import changes, content
 from .changes import Reading
 from .clones import Clones
+from .content import Marks
 from .putback import Level, PutBack, is_superuser
 from .statements import Names
 
@@ -129,7 +131,7 @@ class WorkerDatabase:
             with self._connect() as inside:
                 if wrong := golden.verify(inside, self.golden):
                     return wrong
-                self._levels = [_read_level(inside)]
+                self._levels = [self._read_level(inside)]
         except HarnessError as error:  # it lets nobody in
             return [str(error)]
         except psycopg.Error as error:
@@ -417,7 +419,7 @@ class WorkerDatabase:
                 f"The fixture {fixture} {what}: the database that its tests start from is to be copied, but "
                 f"sessions of it are open. Close them before the fixture yields:\n{who}"
             )
-        level = _read_level(inside)
+        level = self._read_level(inside)
         level.fixture, level.template = fixture, self._clones.new_name("t")
         self._putback.close()
         if self._kept is not None:
@@ -468,9 +470,18 @@ class WorkerDatabase:
             )
         return left
 
+    def _read_level(self, inside: Connection) -> Level:
+        """What a database holds at present."""
+        sequences = {s.oid: s for s in changes.read_sequences(inside)}
+        marks = functools.cache(self._read_marks)
+        return Level(content.read(inside), sequences, Names(inside), marks)
 
-def _read_level(inside: Connection) -> Level:
-    """What a database holds at present."""
-    sequences = {s.oid: s for s in changes.read_sequences(inside)}
-    tables = content.read(inside)
-    return Level(tables, sequences, Names(inside), content.marks(inside, tables.values()))
+    def _read_marks(self) -> Marks:
+        """From a clone that is made for it: a test has perhaps written to the database by now."""
+        name = self._clones.new_name("s")
+        self._clone(self._connection, name)
+        try:
+            with databases.connect(self._environment, name) as inside:
+                return content.marks(inside, self._levels[-1].tables.values())
+        finally:
+            self._clones.drop(name)
