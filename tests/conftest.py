@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
@@ -36,6 +37,8 @@ Render = Callable[..., Project]
 # Of `--changed`: what is run, and what is said of it.
 SUITES = pytest.StashKey[list[str]]()
 HEADER = pytest.StashKey[list[str]]()
+# Of a test.
+FAILED = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -129,6 +132,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if report.failed:
+        item.stash[FAILED] = True
         given = getattr(item, "funcargs", {}).values()
         failures.trace.projects += [value.path for value in given if isinstance(value, Project)]
         report.sections += failures.trace.sections()
@@ -250,10 +254,15 @@ def broken(
 
 
 @pytest.fixture
-def small(broken: tuple[Small, Any]) -> Iterator[Small]:
-    """A service with five quick tests, to be broken. What breaks it next finds it as it is left."""
-    yield broken[0]
-    kill(started_with(broken[0].mark))
+def small(request: pytest.FixtureRequest, broken: tuple[Small, Any]) -> Iterator[Small]:
+    """A service with five quick tests, to be broken. Its cluster is there, and no failed test's."""
+    service, _ = broken
+    if not service.home.is_dir():
+        service.green()
+    yield service
+    kill(started_with(service.mark))
+    if request.node.stash.get(FAILED, False):
+        shutil.rmtree(service.home, ignore_errors=True)
 
 
 @pytest.fixture

@@ -122,7 +122,7 @@ def test_tests_of_the_suites_are_run_for_one_variant(checkout: Path) -> None:
     assert thorough in collected(checkout, "-m", "not slow").output
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_workers_run_them_as_well(checkout: Path) -> None:
     append(checkout / "tests" / "support" / "environment.py", "\n")
     only = ("--changed", "-k", "test_children_hear_each_signal or test_markers")
