@@ -127,7 +127,7 @@ def test_killed_runs(small: Small, complete: Any) -> None:
     sweep(small, complete, from_nothing, VICTIMS)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_killed_while_rows_are_put_back(busy: Path, small: Small, complete: Any) -> None:
     sweep(small, complete, warm, VICTIMS, str(busy), passed=BUSY_PASSED, since=0.4)
 
@@ -181,4 +181,4 @@ def test_kill_sweep(
     begin: Callable[[Small], None], workers: list[str], small: Small, complete: Any
 ) -> None:
     """Each victim at instants of its own: they take turns."""
-    sweep(small, complete, begin, VICTIMS * 3, *workers)
+    sweep(small, complete, begin, VICTIMS * 2, *workers)

@@ -119,7 +119,7 @@ def pytest_runtestloop():
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("late", first(1, ["nobody", "gw1"]))
+@pytest.mark.parametrize("late", first(1, ["nobody", "gw1"], others=slow))
 def test_all_workers_tell_the_same_cause(late: str, small: Small, complete: Any) -> None:
     """One that comes when the other has gone, and has stopped the server, too."""
     conftest = small.path / "tests/conftest.py"
@@ -195,6 +195,7 @@ asyncio.run(filled())
 """
 
 
+@pytest.mark.thorough
 def test_tables_in_a_schema_of_their_own(small: Small, complete: Any) -> None:
     """What makes the schema is asked for; a table there is known as seeded by its whole name."""
     models, conftest = small.path / "app/models/__init__.py", small.path / "tests/conftest.py"

@@ -634,7 +634,7 @@ def test_parts_of_a_server_that_is_given(rendered: Render, tmp_path: Path) -> No
         project.pytest(env={**own, "TEST_DATABASE_URL": url}, passed=PASSED)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_update_finds_it_again(versions: Path, tmp_path: Path, python: Path) -> None:
     service = SERVICES["psycopg"]
     path = tmp_path / "service"

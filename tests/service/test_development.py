@@ -259,7 +259,7 @@ def test_a_request_in_flight_gets_its_answer(plain: Desk) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tenths", range(1, 60, 10))
+@pytest.mark.parametrize("tenths", range(1, 60, 15))
 def test_told_at_any_time_of_the_first_start(tenths: int, rendered: Render, tmp_path: Path) -> None:
     """By Ctrl-C, nothing is left; killed at that time, the next start is whole."""
     path = tmp_path / "service"

@@ -32,7 +32,7 @@ def dropped_in(project: Project) -> Project:
     return project
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_each_file_alone(dropped_in: Project) -> None:
     for name, passed in PASSED.items():
         dropped_in.pytest("--no-cov", f"tests/{name}", passed=passed)

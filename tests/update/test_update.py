@@ -349,7 +349,7 @@ def test_features_are_switched_where_the_code_is_as_new_as_the_rest(scaffold: Sc
     assert files(project.path)[CODE_ANSWERS] == files(project.path)[ANSWERS_FILE]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_answers_of_the_code_stay_deleted(scaffold: Scaffold) -> None:
     """New ones would say that the code is as new as the rest: what is between would be lost."""
     project = scaffold(PRESENT, **ALL_OFF)
@@ -580,6 +580,7 @@ def test_package_renamed_by_its_user(scaffold: Scaffold) -> None:
     assert "--cov=shop" in (project.path / "pyproject.toml").read_text()
 
 
+@pytest.mark.slow
 def test_code_of_a_renamed_package_is_merged(scaffold: Scaffold) -> None:
     """What is new in the code would be lost without a word where the package is not found."""
     project = scaffold(PRESENT, **ALL_OFF)
