@@ -49,14 +49,14 @@ LLM = 4
 # One feature off each, all on and all off: every pair of answers to two features is among them.
 # The other names are with features whose tests start processes, and name the package to them.
 VARIANTS = {
-    "defaults": Variant(425, 343, skipped=LLM),
-    "no auth": Variant(365, 217, skipped=LLM, answers={"use_auth": False}),
+    "defaults": Variant(426, 343, skipped=LLM),
+    "no auth": Variant(366, 217, skipped=LLM, answers={"use_auth": False}),
     "no redis, other names": Variant(
-        423, 330, skipped=LLM, answers={"use_redis": False, **OTHER_NAMES}
+        424, 330, skipped=LLM, answers={"use_redis": False, **OTHER_NAMES}
     ),
-    "no pgvector": Variant(408, 343, skipped=LLM, answers={"use_pgvector": False}),
-    "no assistant": Variant(213, 263, answers={"use_assistant": False}),
-    "all off": Variant(124, 117, answers=dict.fromkeys(FEATURES, False)),
+    "no pgvector": Variant(409, 343, skipped=LLM, answers={"use_pgvector": False}),
+    "no assistant": Variant(214, 263, answers={"use_assistant": False}),
+    "all off": Variant(125, 117, answers=dict.fromkeys(FEATURES, False)),
 }
 DEFAULTS = VARIANTS["defaults"]
 

@@ -2,12 +2,29 @@
 
 import logging
 import sys
+from typing import Any
 
 import structlog
+from structlog.typing import EventDict
 
 from .config import settings
 
 HANDLER = "service"
+
+
+def _hide_rows(errors: list[dict[str, Any]]) -> None:
+    """Of what Postgres refuses it quotes the whole row, or the values that clash."""
+    for error in errors:
+        error["exc_value"] = error["exc_value"].partition("\nDETAIL:")[0]
+        for of_group in error.get("exceptions", []):
+            _hide_rows(of_group)
+
+
+def without_rows(_: object, __: str, event: EventDict) -> EventDict:
+    """Leave out what errors of Postgres tell of the data."""
+    if isinstance(errors := event.get("exception"), list):
+        _hide_rows(errors)
+    return event
 
 
 def configure_logging() -> None:
@@ -31,6 +48,7 @@ def configure_logging() -> None:
                 # Without local variables: secrets and what customers said are among them.
                 structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
             ),
+            without_rows,
             structlog.processors.EventRenamer("message"),
             structlog.processors.JSONRenderer(),
         ]
