@@ -14,8 +14,7 @@ from ..config import settings
 from ..exceptions import Unavailable
 from .database_url import psycopg_arguments
 
-Connection = AsyncConnection[DictRow]
-Pool = AsyncConnectionPool[Connection]
+Pool = AsyncConnectionPool[AsyncConnection[DictRow]]
 
 _LOCK = 0x1A466A9B  # of this module; any number that nobody else uses
 _LOCK_PATIENCE = 60.0
@@ -33,14 +32,33 @@ def _arguments() -> dict[str, Any]:
     }
 
 
+class Connection(AsyncConnection[DictRow]):
+    """One on which no statement waits for longer than on those of the engine."""
+
+    async def wait(self, *args: Any, **kwargs: Any) -> Any:
+        """Wait for what Postgres answers.
+
+        Raises:
+            OperationalError: it does not.
+        """
+        try:
+            async with asyncio.timeout(settings.database_command_timeout):
+                return await super().wait(*args, **kwargs)
+        except TimeoutError as error:
+            raise OperationalError("no answer in time") from error
+
+
 def make_pool(size: int) -> Pool:
     """A pool that connects when asked for a connection; open it before and close it afterwards."""
     return AsyncConnectionPool(
         kwargs=_arguments(),
-        connection_class=AsyncConnection[DictRow],
+        connection_class=Connection,
         min_size=0,
         max_size=size,
         timeout=settings.database_pool_timeout,
+        # While it tries, at longer and longer intervals, requests get no connection; who asks after
+        # it has given up makes it try at once.
+        reconnect_timeout=settings.database_pool_timeout,
         open=False,
         check=AsyncConnectionPool.check_connection,
         name="checkpointer",
@@ -62,14 +80,14 @@ async def open_saver(pool: Pool | None = None) -> AsyncIterator[AsyncPostgresSav
                 await _set_up(connection)
             yield AsyncPostgresSaver(pool)
             return
-        async with await AsyncConnection[DictRow].connect(**_arguments()) as connection:
+        async with await Connection.connect(**_arguments()) as connection:
             await _set_up(connection)
             yield AsyncPostgresSaver(connection)
     except OperationalError as error:
         raise Unavailable("the checkpointer can't reach Postgres") from error
 
 
-async def _set_up(connection: Connection) -> None:
+async def _set_up(connection: AsyncConnection[DictRow]) -> None:
     saver = AsyncPostgresSaver(connection)
     newest = len(saver.MIGRATIONS) - 1
     if await _version(connection) >= newest:
@@ -83,12 +101,14 @@ async def _set_up(connection: Connection) -> None:
             await asyncio.sleep(0.1)
     try:
         if await _version(connection) < newest:
-            await saver.setup()
+            # An index that is built concurrently waits for whatever runs: for as long as it takes.
+            async with await AsyncConnection[DictRow].connect(**_arguments()) as patient:
+                await AsyncPostgresSaver(patient).setup()
     finally:
         await _value(connection, f"SELECT pg_advisory_unlock({_LOCK}) AS value")
 
 
-async def _version(connection: Connection) -> int:
+async def _version(connection: AsyncConnection[DictRow]) -> int:
     """The newest migration that was run; -1 for none."""
     if not await _value(connection, "SELECT to_regclass('checkpoint_migrations') AS value"):
         return -1
@@ -96,6 +116,6 @@ async def _version(connection: Connection) -> int:
     return -1 if version is None else int(version)
 
 
-async def _value(connection: Connection, query: str) -> Any:
+async def _value(connection: AsyncConnection[DictRow], query: str) -> Any:
     row = await (await connection.execute(query.encode())).fetchone()
     return row and row["value"]
