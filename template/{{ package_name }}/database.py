@@ -85,7 +85,9 @@ engine = make_engine(settings.database_url)
 # For probes alone. They must not wait for requests that wait for each other: a table that somebody
 # locks would then take every instance out of service.
 probe_engine = make_engine(settings.database_url, pool_size=1, max_overflow=0)
-AsyncSessionLocal = async_sessionmaker(engine, expire_on_commit=False)
+# Closed is closed: what streams an answer or runs after it has a session of its own. That of the
+# request would take a connection again, and nobody would give it back.
+AsyncSessionLocal = async_sessionmaker(engine, expire_on_commit=False, close_resets_only=False)
 
 
 async def get_session() -> AsyncIterator[AsyncSession]:
