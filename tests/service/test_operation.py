@@ -364,6 +364,58 @@ def test_a_migration_that_fails_is_said_at_once(unmigrated: Production) -> None:
 
 # --- Backups -------------------------------------------------------------------------------------
 
+NOTE = """\
+from typing import Any
+
+from pgvector.sqlalchemy import Vector
+from sqlalchemy import JSON, BigInteger, Identity, Integer, TypeDecorator
+from sqlalchemy.orm import Mapped, mapped_column
+
+from ..database import Base
+
+
+class Cents(TypeDecorator[int]):
+    impl = Integer
+    cache_ok = True
+
+
+class Note(Base):
+    __tablename__ = "notes"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    price: Mapped[int] = mapped_column(Cents)
+    extra: Mapped[dict[str, Any]] = mapped_column(JSON, server_default='{"a": 1}')
+    embedding: Mapped[Any] = mapped_column(Vector(3))
+"""
+# What `alembic` does, command by command, without starting anew.
+REVISE = """\
+from alembic import command
+from alembic.config import Config
+
+config = Config("alembic.ini")
+command.upgrade(config, "head")
+command.revision(config, "Notes", autogenerate=True)
+command.upgrade(config, "head")
+command.check(config)
+command.revision(config, "Notes")
+command.upgrade(config, "head")
+"""
+
+
+def test_a_model_gets_its_revision(unmigrated: Production) -> None:
+    """With types that are not SQLAlchemy's, and a default that Postgres can't compare.
+
+    Another one on the same day with the same message does not overwrite it.
+    """
+    project = unmigrated.project
+    (project.package / "models/note.py").write_text(NOTE)
+    with (project.package / "models/__init__.py").open("a") as models:
+        models.write("from .note import Note\n")
+    project.run(project.python, "-c", REVISE, env=unmigrated.env)
+    assert len(list((project.path / "migrations/versions").glob("*_notes.py"))) == 2
+    assert unmigrated.servers.sql("SELECT count(*) FROM notes") == [[0]]
+
+
 
 @pytest.mark.thorough
 def test_a_backup_is_restored_as_the_document_says(there: Production) -> None:
