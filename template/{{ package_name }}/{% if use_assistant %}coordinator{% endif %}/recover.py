@@ -7,6 +7,7 @@ not send it twice. It may run anywhere, and at the same time as the service.
 import asyncio
 import sys
 
+from ..logging import configure_logging
 from .agent_coordinator import AgentCoordinator
 
 
@@ -20,4 +21,5 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
+    configure_logging()
     sys.exit(asyncio.run(main()))
