@@ -49,13 +49,13 @@ LLM = 4
 # One feature off each, all on and all off: every pair of answers to two features is among them.
 # The other names are with features whose tests start processes, and name the package to them.
 VARIANTS = {
-    "defaults": Variant(426, 348, skipped=LLM),
+    "defaults": Variant(427, 348, skipped=LLM),
     "no auth": Variant(366, 222, skipped=LLM, answers={"use_auth": False}),
     "no redis, other names": Variant(
-        424, 334, skipped=LLM, answers={"use_redis": False, **OTHER_NAMES}
+        425, 334, skipped=LLM, answers={"use_redis": False, **OTHER_NAMES}
     ),
-    "no pgvector": Variant(409, 348, skipped=LLM, answers={"use_pgvector": False}),
-    "no assistant": Variant(214, 265, answers={"use_assistant": False}),
+    "no pgvector": Variant(410, 348, skipped=LLM, answers={"use_pgvector": False}),
+    "no assistant": Variant(215, 265, answers={"use_assistant": False}),
     "all off": Variant(125, 118, answers=dict.fromkeys(FEATURES, False)),
 }
 DEFAULTS = VARIANTS["defaults"]
