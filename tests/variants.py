@@ -49,14 +49,14 @@ LLM = 4
 # One feature off each, all on and all off: every pair of answers to two features is among them.
 # The other names are with features whose tests start processes, and name the package to them.
 VARIANTS = {
-    "defaults": Variant(427, 348, skipped=LLM),
-    "no auth": Variant(366, 222, skipped=LLM, answers={"use_auth": False}),
+    "defaults": Variant(427, 352, skipped=LLM),
+    "no auth": Variant(366, 226, skipped=LLM, answers={"use_auth": False}),
     "no redis, other names": Variant(
-        425, 334, skipped=LLM, answers={"use_redis": False, **OTHER_NAMES}
+        425, 338, skipped=LLM, answers={"use_redis": False, **OTHER_NAMES}
     ),
-    "no pgvector": Variant(410, 348, skipped=LLM, answers={"use_pgvector": False}),
-    "no assistant": Variant(215, 265, answers={"use_assistant": False}),
-    "all off": Variant(125, 118, answers=dict.fromkeys(FEATURES, False)),
+    "no pgvector": Variant(410, 352, skipped=LLM, answers={"use_pgvector": False}),
+    "no assistant": Variant(215, 269, answers={"use_assistant": False}),
+    "all off": Variant(125, 122, answers=dict.fromkeys(FEATURES, False)),
 }
 DEFAULTS = VARIANTS["defaults"]
 
@@ -64,7 +64,7 @@ DEFAULTS = VARIANTS["defaults"]
 MIGRATIONS = 3
 
 # A file of the defaults, alone, and how many tests it has.
-ONE_FILE = (["tests/integration/test_customers.py"], 89)
+ONE_FILE = (["tests/integration/test_customers.py"], 93)
 
 # Quick to start, yet with a seeder, `ingest.py` and vectors: for tests that run it often.
 LEAN = {"use_auth": False, "use_redis": False, "use_assistant": False}

@@ -25,11 +25,13 @@ VISIBLE = r"^[^\x00]*[^\s\x00-\x20\x7f-\xa0][^\x00]*$"
 UNSEEN = (
     r"\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
     r"\u2028-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\uffff"
-    "\U000e0000-\U000e00ff"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
 # In the scripts from Arabic to Mongolian, two of them belong into words: \u200c and \u200d join and
-# divide letters. \u1680 is a space, and taken off a name's ends before this is asked.
-CHARACTER = rf"(?:[\u0600-\u167f\u1681-\u18af][\u200c\u200d]|[^{UNSEEN}])"
+# divide letters. \u1680 is a space, and taken off a name's ends before this is asked. What follows an
+# ideograph may say which of its forms is meant: people know their name by it.
+FORM = "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff][\U000e0100-\U000e01ef]"
+CHARACTER = rf"(?:[\u0600-\u167f\u1681-\u18af][\u200c\u200d]|{FORM}|[^{UNSEEN}])"
 
 Name = Annotated[
     str,
@@ -37,7 +39,7 @@ Name = Annotated[
         strip_whitespace=True,
         min_length=1,
         max_length=200,
-        pattern=rf"^{CHARACTER}*[^\s{UNSEEN}\xa0]{CHARACTER}*$",
+        pattern=rf"^{CHARACTER}*(?:{FORM}|[^\s{UNSEEN}\xa0]){CHARACTER}*$",
     ),
 ]
 
