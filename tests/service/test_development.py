@@ -605,6 +605,7 @@ def test_a_seeder_that_fails_leaves_nothing_half_made(plain: Desk) -> None:
     said = plain.refused()
     assert "not today" in said
     assert "Filling the database failed" in said
+    assert "There is no database yet" in plain.make("psql", status=2).output
     seeder.write_text(text)
     run_once(plain)
     assert plain.sql("SELECT count(*) FROM customers") == ["5"]

@@ -198,7 +198,7 @@ def _psql(options: argparse.Namespace) -> int:
     if own := given("DATABASE_URL"):  # it may ask for TLS, which the one of the package can't
         return open_psql(installed or brought, _for_libpq(own[0]), options.more)
     if not (DEV / "postgres").exists():
-        raise HarnessError("There is no database yet: make run makes it.")
+        raise HarnessError(database.NONE_YET)
     place = Place()
     with ExitStack() as stack:
         server = _start_postgres(place, stack)

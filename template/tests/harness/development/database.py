@@ -29,6 +29,7 @@ from .stopping import undisturbed
 
 NAME = "development"
 MIGRATIONS = ROOT / "migrations"
+NONE_YET = "There is no database yet: make run makes it."
 
 _OUTPUT = 6000  # characters of a failed command that are shown
 _UPGRADE = re.compile(r"Running upgrade +(.*?)(?: +\[alembic|\s*$)", re.MULTILINE)
@@ -93,9 +94,14 @@ def ensure(
 
 
 def is_closed(connection: Connection) -> bool:
-    """Whether a migration was killed, or is being run by somebody else."""
-    found = _look(connection)
-    return found is not None and not found[0]
+    """Whether a migration was killed, or is being run by somebody else.
+
+    Raises:
+        HarnessError: it was never made.
+    """
+    if (found := _look(connection)) is None:
+        raise HarnessError(NONE_YET)
+    return not found[0]
 
 
 def sweep(connection: Connection) -> None:
