@@ -49,12 +49,12 @@ LLM = 4
 # One feature off each, all on and all off: every pair of answers to two features is among them.
 # The other names are with features whose tests start processes, and name the package to them.
 VARIANTS = {
-    "defaults": Variant(427, 352, skipped=LLM),
-    "no auth": Variant(366, 226, skipped=LLM, answers={"use_auth": False}),
+    "defaults": Variant(427, 353, skipped=LLM),
+    "no auth": Variant(366, 227, skipped=LLM, answers={"use_auth": False}),
     "no redis, other names": Variant(
-        425, 338, skipped=LLM, answers={"use_redis": False, **OTHER_NAMES}
+        425, 339, skipped=LLM, answers={"use_redis": False, **OTHER_NAMES}
     ),
-    "no pgvector": Variant(410, 352, skipped=LLM, answers={"use_pgvector": False}),
+    "no pgvector": Variant(410, 353, skipped=LLM, answers={"use_pgvector": False}),
     "no assistant": Variant(215, 269, answers={"use_assistant": False}),
     "all off": Variant(125, 122, answers=dict.fromkeys(FEATURES, False)),
 }
