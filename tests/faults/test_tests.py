@@ -5,6 +5,7 @@ That nothing of theirs is seen by the next one, whatever they do, is what the ho
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -505,6 +506,24 @@ SAYS = {
 }
 
 
+LIMIT = """\
+from sqlalchemy import text
+
+
+async def test_limit(db_session):
+    assert await db_session.scalar(text("SHOW lock_timeout")) == "{}"
+"""
+
+DEBUGGER = """\
+import sys
+
+if sys.version_info >= (3, 12):
+    sys.monitoring.use_tool_id(sys.monitoring.DEBUGGER_ID, "debugger")
+else:
+    sys.settrace(lambda *_: None)
+"""
+
+
 def results(small: Small, tests: str, *options: str, seed: str = "") -> dict[str, str]:
     """What a run says of each test that does not pass."""
     output = small.tried(tests, *options, SEED=seed).output
@@ -558,3 +577,12 @@ def test_lock_that_nobody_gives_back(small: Small, complete: Any) -> None:
     assert "idle in transaction, not committed: UPDATE customers SET phone = '1'" in said
     small.harness("clean")
     small.healed(complete)
+
+
+def test_only_a_debugger_has_all_the_time_there_is(small: Small, tmp_path: Path) -> None:
+    """What measures coverage traces as well, and measures that of most runs."""
+    (tmp_path / "debugger.py").write_text(DEBUGGER)
+    runs = {"10s": ("--cov=app",), "0": ("-p", "debugger")}
+    for limit, options in runs.items():
+        outcome = small.tried(LIMIT.format(limit), *options, PYTHONPATH=str(tmp_path))
+        assert outcome.counts == {"passed": 1}, outcome.output[-6000:]
