@@ -639,9 +639,10 @@ def hold():
     return connection
 
 
-@pytest.fixture(scope="class")
-def held():
+@pytest.fixture(scope="class", params=["on", "off"])  # of a server, too
+def held(request):
     with hold() as connection:
+        connection.execute(f"SET track_activities = {request.param}")
         yield connection
 
 
@@ -740,7 +741,7 @@ def test_setup_that_is_overridden(arguments: str, small: Small) -> None:
 def test_session_that_a_fixture_holds_writes_in_a_test(small: Small) -> None:
     """Whatever it writes is found, whether or not it was counted."""
     outcome = small.tried(HELD)
-    assert (outcome.status, outcome.counts) == (0, {"passed": 14}), outcome.output[-6000:]
+    assert (outcome.status, outcome.counts) == (0, {"passed": 19}), outcome.output[-6000:]
     assert outcome.output.count("so ended 1 sessions that wider fixtures hold") == 4
 
 

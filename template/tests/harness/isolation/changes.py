@@ -86,7 +86,7 @@ class Reading:
     """What Postgres says at one moment.
 
     Attributes:
-        sessions: processes of the sessions of others, and when each was last active.
+        sessions: processes of the sessions of others, and when each was last active, where that is known.
         tables: rows ever inserted, and ever updated or deleted, by table.
         catalogs: the same for all catalogs, those of the planner's statistics included, in one number.
         state: of the database, see `STATE`.
@@ -95,7 +95,7 @@ class Reading:
         sequences: those that do not stand where they should.
     """
 
-    sessions: Mapping[int, str]
+    sessions: Mapping[int, str | None]
     tables: Mapping[int, tuple[int, int]]
     catalogs: int
     state: str
@@ -172,7 +172,7 @@ def read_catalogs(connection: Connection) -> int:
     return int(row[0])
 
 
-def sessions(connection: Connection, oid: int) -> dict[int, str]:
+def sessions(connection: Connection, oid: int) -> dict[int, str | None]:
     """The sessions of a database alone, as in a `Reading`."""
     return dict(connection.execute(_SESSIONS.format(oid=oid)).fetchall())
 

@@ -90,7 +90,8 @@ class WorkerDatabase:
         self._putback: PutBack
         self._shared = 0
         self._shared_objects: set[str] = set()
-        self._wide: dict[int, str] = {}  # sessions that wider fixtures hold, when last active
+        # Sessions that wider fixtures hold, and when each was last active, where that is known.
+        self._wide: dict[int, str | None] = {}
         self._since_replaced = _LOCALITY
         self._clone_seconds = 0.0
 
@@ -320,7 +321,8 @@ class WorkerDatabase:
         """
         if now is None or not self._wide:
             return set()
-        used = {p for p, active in self._wide.items() if now.sessions.get(p, active) != active}
+        # None where the server tracks no activities, or shows them to others: perhaps it was.
+        used = any(a is None or now.sessions.get(p, a) != a for p, a in self._wide.items())
         still = self._not_ours(self._wide.keys()) & now.sessions.keys()
         self._wide = {process: now.sessions[process] for process in still}
         return self._putback.differing() if used else set()
