@@ -1,8 +1,9 @@
-"""A service whose machine has pip and no uv."""
+"""A service's environment: made by pip where there is no uv, or moved with the service."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from tests.conftest import Render
 from tests.support.embedded import remove_clusters
 from tests.support.project import Project
-from tests.variants import VARIANTS
+from tests.variants import ALL_OFF, VARIANTS
 
 CONCERNS = ["template/Makefile.jinja", "template/pyproject.toml.jinja"]
 
@@ -36,3 +37,20 @@ def test_service_is_installed_and_tested_with_pip_alone(rendered: Render, tmp_pa
     own = Project(project.path, project.answers, Path(python))
     own.pytest("--no-cov", env=env, passed=variant.passed)
     remove_clusters(tmp_path)
+
+
+@pytest.mark.thorough
+def test_service_that_was_moved(rendered: Render, tmp_path: Path) -> None:
+    """The scripts of its environment name the folder in which that was made."""
+    project = rendered(**ALL_OFF).copy_to(tmp_path / "service")
+    project.run(project.python, "-m", "venv", "--without-pip", ".venv")
+    (packages,) = project.path.glob(".venv/lib/python*/site-packages")
+    shared = project.python.parents[1] / packages.relative_to(project.path / ".venv")
+    (packages / "shared.pth").write_text(f"{shared}\n")
+    script = project.path / ".venv/bin/pytest"
+    script.write_text("#!/where/it/was/.venv/bin/python\n")
+    script.chmod(0o755)
+    env = {"UV_NO_SYNC": "1", "PATH": f"{Path(os.environ['UV']).parent}:{os.environ['PATH']}"}
+    project.run("make", "-s", "test", "ARGS=--no-cov --markers", env=env)
+    shown = project.run("make", "-n", "check", "format", "migrate", "seed", env=env).output
+    assert {*re.findall(r"uv\"? run (\S+)", shown)} == {"python", "ruff", "squawk"}
