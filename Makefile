@@ -11,8 +11,12 @@ export UV_SYSTEM_CERTS ?= $(if $(wildcard /etc/ssl/cert.pem /etc/ssl/certs/*),tr
 WITH_SED = PATH="$$PATH:/usr/bin:/bin"
 # The rest of what is rendered becomes Python only then.
 HARNESS = --config template/tests/harness/ruff.toml template/tests/harness
+# Named in the recipe, make would run all of it even where it is only to show it (-n).
+TESTED = MAKEFLAGS= $(MAKE) --no-print-directory -C "$$dest" test
 # An activated environment of another project is of no concern here.
 unexport VIRTUAL_ENV
+# Programs of Python are run by their module, `python -m pytest`: the scripts in .venv/bin name the folder
+# in which they were made, and are of no use where the clone was moved.
 
 define HELP
 make service DEST=../my-service    a new service with the default answers, and its tests
@@ -46,16 +50,16 @@ service: $(UV)
 	echo "1/2  copier copy: the template to $$dest"; \
 	$(WITH_SED) "$(UV)" tool run --from "$(COPIER)" copier copy --quiet --defaults --vcs-ref HEAD $(ANSWERS) "$(CURDIR)" "$$dest"; \
 	echo "2/2  make test, in $$dest"; \
-	$(MAKE) --no-print-directory -C "$$dest" test; \
+	$(TESTED); \
 	echo; \
 	echo "$$dest: rendered and tested in $$(($$(date +%s) - began)) s. What next:"; \
 	printf '  %s\n' "cd \"$$dest\"" "git init && git add -A && git commit -m 'Scaffold the service'" "make run"
 
 test: $(UV)
-	@$(WITH_SED) $(UV) run pytest -n auto --dist worksteal $(ARGS)
+	@$(WITH_SED) $(UV) run python -m pytest -n auto --dist worksteal $(ARGS)
 
 test-faults: $(UV)
-	@$(WITH_SED) $(UV) run pytest -n auto --dist worksteal -m slow $(ARGS)
+	@$(WITH_SED) $(UV) run python -m pytest -n auto --dist worksteal -m slow $(ARGS)
 
 recordings: $(UV)
 	@$(WITH_SED) $(UV) run python -m tests.repository.recordings
@@ -68,8 +72,8 @@ check: $(UV)
 	@$(UV) run ruff check .
 	@$(UV) run ruff format --check $(HARNESS)
 	@$(UV) run ruff check $(HARNESS)
-	@$(UV) run mypy
-	@$(UV) run yamllint --strict copier.yml
+	@$(UV) run python -m mypy
+	@$(UV) run python -m yamllint --strict copier.yml
 
 format: $(UV)
 	@$(UV) run ruff format .

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.conftest import Render
+from tests.support.command import run
 from tests.support.project import Project
 from tests.support.template import ROOT
 from tests.variants import FEATURES
@@ -109,6 +110,13 @@ def test_help_lists_each_target(service: Project) -> None:
         shown = service.run("make", "-C", folder, "help").output
         listed = re.findall(r"^make ([a-z-]+)", shown, re.MULTILINE)
         assert listed == phony[1].split()
+
+
+def test_make_shows_what_it_would_do(tmp_path: Path) -> None:
+    """And does nothing of it."""
+    said = run("make", "-n", "service", f"DEST={tmp_path}/service", cwd=ROOT).output
+    assert "copier copy" in said
+    assert not [*tmp_path.iterdir()]
 
 
 def test_readme_lists_each_question() -> None:
