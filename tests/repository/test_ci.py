@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -56,6 +57,16 @@ def test_workflow_passes_its_linters(workflow: Path) -> None:
     lint(ROOT, "zizmor", *OFFLINE, "--strict-collection", workflow)
     if shutil.which("actionlint"):  # its package downloads the binary, so it is not among ours
         run("actionlint", workflow, cwd=ROOT)
+
+
+def test_script_works_on_its_own_clone(tmp_path: Path) -> None:
+    """Where the shell's CDPATH names a folder with another, too."""
+    (tmp_path / ".ci").mkdir()
+    make = tmp_path / "make"
+    make.write_text('#!/bin/sh\necho "$PWD"\n')
+    make.chmod(0o755)
+    env = {"CDPATH": str(tmp_path), "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    assert {*run("bash", ".ci/run", cwd=ROOT, env=env).output.splitlines()} == {str(ROOT)}
 
 
 def test_other_files_fit_their_schemas() -> None:
