@@ -566,6 +566,18 @@ def test_external_redis_that_is_killed(service: Small) -> None:
     assert "INTERNALERROR" not in outcome.output
 
 
+@pytest.mark.thorough
+def test_external_redis_that_can_not_be_emptied(service: Small) -> None:
+    with redis.running(service) as neighbour:
+        said = service.red("tests/killer.py", TEST_REDIS_URL=neighbour.url(redis.DATABASES))
+        assert "index is out of range (database 16, of worker main)" in said
+        neighbour.ask(0, "REPLICAOF", "127.0.0.1", "1")
+        said = service.red("tests/killer.py", TEST_REDIS_URL=neighbour.url(1))
+    assert "TEST_REDIS_URL can't be used: " in said
+    assert "You can't write against a read only replica" in said
+    assert "Traceback" not in said
+
+
 # Some builds of Valkey end where that is not installed. This one tells what it was given.
 LANGUAGE = """\
 import pytest

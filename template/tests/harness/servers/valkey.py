@@ -127,13 +127,15 @@ class ExternalRedis:
         with ExitStack() as failing:
             self._take(failing)
             failing.pop_all()
-        self.clear()
 
     def _take(self, failing: ExitStack) -> None:
         import redis
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
+        address = guard.read(self._environment.redis_url)
+        assert address is not None  # it was checked
+        number = address.database
         try:
             # A single connection: its name is the lock on the database, and goes when this process
             # does.
@@ -145,7 +147,6 @@ class ExternalRedis:
                 retry=Retry(NoBackoff(), 0),
             )
             failing.callback(self._client.close)
-            number = self._client.connection_pool.connection_kwargs.get("db")
             name = f"{_OURS}:{number}"
             with self._client.pipeline(transaction=True) as both:
                 both.client_list()
@@ -162,10 +163,12 @@ class ExternalRedis:
                     f"Database {number} of TEST_REDIS_URL holds keys that are not the tests'. It is not "
                     "touched: name another number, or unset TEST_REDIS_URL to use the embedded server."
                 )
+            self._empty()
         except redis.RedisError as error:
             raise HarnessError(
-                f"The Redis of TEST_REDIS_URL can't be used: {error}\nCorrect TEST_REDIS_URL or the "
-                "server, or unset the variable to use the embedded server."
+                f"The Redis of TEST_REDIS_URL can't be used: {error} (database {number}, of worker "
+                f"{self._environment.worker})\nCorrect TEST_REDIS_URL or the server, or unset the variable to use "
+                "the embedded server."
             ) from error
 
     def clear(self) -> None:
@@ -174,7 +177,11 @@ class ExternalRedis:
         Raises:
             HarnessError: the server is gone.
         """
-        with _explained(), self._client.pipeline(transaction=True) as both:
+        with _explained():
+            self._empty()
+
+    def _empty(self) -> None:
+        with self._client.pipeline(transaction=True) as both:
             both.flushdb()
             both.set(_OURS, self._environment.run)
             both.execute()
