@@ -179,7 +179,18 @@ DEFINITIONS = {
     "view": ("CREATE VIEW defined AS SELECT 1 FROM customers WHERE id = 1", "SELECT 1"),
     "column": ("ALTER TABLE customers ADD COLUMN defined int", "SELECT 1"),
     "emptied": ("TRUNCATE customers CASCADE; CREATE TABLE defined AS SELECT 1", "SELECT 1"),
+    "beside": (
+        "DO $$ BEGIN"
+        " EXECUTE format($f$ALTER DATABASE %I SET app.defined = 'it = set'$f$, current_database());"
+        " EXECUTE format('ALTER DATABASE %I SET search_path = public, other', current_database());"
+        " EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database()); END $$",
+        "SELECT 1",
+    ),
 }
+BESIDE = """
+    SELECT current_setting('app.defined', true), current_setting('search_path'),
+           has_database_privilege('pg_monitor', current_database(), 'TEMPORARY')
+"""
 
 
 @pytest.fixture(scope="class", params=DEFINITIONS)
@@ -192,7 +203,9 @@ def defined(request):
 
 class TestDefined:
     def check(self, defined):
-        if defined == "column":
+        if defined == "beside":
+            assert sql(BESIDE) == [("it = set", "public, other", False)]
+        elif defined == "column":
             assert sql("SELECT defined FROM customers WHERE id = 3") == [(None,)]
         else:
             assert sql("SELECT * FROM defined") == [(1,)]
@@ -215,6 +228,7 @@ class TestDefined:
 
 def test_nothing_is_defined(of_the_module):
     assert sql("SELECT to_regclass('defined')") == [(None,)]
+    assert sql(BESIDE) == [(None, '"$user", public', True)]
     assert "defined" not in [name for (name,) in sql("SELECT attname FROM pg_attribute")]
     assert names() == ["session", "changed", "module"]
 
@@ -388,7 +402,7 @@ def test_no_more_late():
 '''
 )
 
-PASSED = 67
+PASSED = 70
 
 LATE = (
     SQL

@@ -318,7 +318,34 @@ def create(connection: Connection, name: str, template: str) -> None:
             *(sql.Literal(MARK), sql.SQL(text)),
         )
     )
+    inherit(connection, name, template)
     configure(connection, name, dict(connection.execute(_OF_OUR_ROLE).fetchall()))
+
+
+# What is granted on a database, and set for it or for roles in it. Of lists of names, values are quoted already.
+_BESIDE = """
+    SELECT line FROM pg_database d, CAST(%(name)s AS name) AS copy, LATERAL (
+        SELECT 1, format('REVOKE ALL ON DATABASE %%I FROM PUBLIC', copy) WHERE datacl IS NOT NULL
+        UNION ALL SELECT 2, format('GRANT %%s ON DATABASE %%I TO %%s', privilege_type, copy,
+                                   CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END)
+        FROM aclexplode(datacl)
+        UNION ALL SELECT CASE setrole WHEN 0 THEN 1000 ELSE 2000 END + n, format(
+            '%%s DATABASE %%I SET %%I TO %%s',
+            coalesce('SET LOCAL ROLE none; ALTER ROLE ' || nullif(setrole, 0)::regrole || ' IN', 'ALTER'), copy,
+            of[1], CASE WHEN of[1] ~ 'search_path|_libraries|_tablespaces' THEN of[2] ELSE quote_literal(of[2]) END)
+        FROM pg_db_role_setting, unnest(setconfig) WITH ORDINALITY AS _ (setting, n),
+             regexp_match(setting, '^([^=]*)=(.*)') AS of
+        WHERE setdatabase = d.oid
+    ) AS beside (place, line)
+    WHERE datname = %(template)s AND d.oid >= 16384  -- not what initdb grants on template0
+    ORDER BY place
+"""
+
+
+def inherit(connection: Connection, name: str, template: str) -> None:
+    """Give a copy of a database what CREATE DATABASE does not: what a migration, say, set for it."""
+    for (line,) in connection.execute(_BESIDE, {"name": name, "template": template}).fetchall():
+        connection.execute(line)
 
 
 # What somebody has set for our role, or for every role, and what it is otherwise.
