@@ -9,6 +9,8 @@ CONCERNS = ["*/harness/isolation/pools.py", "*/harness/isolation/connections.py"
 TESTS = """\
 import asyncio
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -56,6 +58,32 @@ def test_in_threads(time):
         assert connection.scalar(COUNT) == 17
 
 
+# As a server for all tests does, with the pool that it has in production.
+SERVER = "\\n".join([
+    "import sys",
+    "from sqlalchemy import create_engine, text",
+    "engine = create_engine(sys.argv[1])",
+    "for line in sys.stdin:",
+    "    with engine.begin() as connection:",
+    "        print(connection.execute(text(line)).rowcount, flush=True)",
+])
+
+
+@pytest.fixture(scope="module")
+def server():
+    command = [sys.executable, "-c", SERVER, URL.replace("asyncpg", "psycopg")]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.mark.parametrize("time", ["first", "second"])
+def test_in_a_process(server, time):
+    update = "UPDATE customers SET phone = '1' WHERE phone IS DISTINCT FROM '1'"
+    print(update, file=server.stdin, flush=True)
+    assert server.stdout.readline() == "5\\n"
+
+
 async def test_limit():
     async with short.connect(), short.connect():
         with pytest.raises(TimeoutError):
@@ -67,5 +95,5 @@ async def test_limit():
 
 def test_pools_keep_nothing_and_their_limits(small: Small) -> None:
     outcome = small.tried(TESTS)
-    assert outcome.counts == {"passed": 7}
+    assert outcome.counts == {"passed": 9}
     assert "no leaked sessions" in outcome.output

@@ -13,17 +13,13 @@ from typing import Any
 from sqlalchemy import NullPool, QueuePool
 from sqlalchemy.pool.base import _ConnectionRecord
 
-Take = Callable[[Any], Any]
-Opened = Callable[[Any], None]
-Keep = Callable[[Any, Any], bool]
-
 _Record: Any = _ConnectionRecord
 
 
 def watch(
-    take: Take = lambda pool: None,
-    opened: Opened = lambda record: None,
-    keep: Keep = lambda pool, record: False,
+    take: Callable[[Any], Any] = lambda pool: None,
+    opened: Callable[[Any], None] = lambda record: None,
+    keep: Callable[[Any, Any], bool] = lambda pool, record: False,
 ) -> Callable[[], None]:
     """Let pools keep nothing, but for what `keep` keeps for `take` to give again.
 

@@ -1,4 +1,5 @@
-"""Begins each process of Python that tests start: it stays on this machine, and finds modules, as they do.
+"""Begins each process of Python that tests start: it stays on this machine, finds modules, and keeps
+nothing in pools, as they do.
 
 Python imports a module of this name before anything else; PYTHONPATH, which `offline.py` sets, lets
 it find this one. No part of the package.
@@ -18,10 +19,21 @@ if TYPE_CHECKING:
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
+def _of_the_harness(file: str) -> Any:
+    """A file of the harness, which needs nothing else of it."""
+    module: Any = type(sys)("_tests_harness_" + os.path.basename(file)[:-3])
+    path = os.path.join(os.path.dirname(os.path.dirname(_HERE)), file)
+    SourceFileLoader(module.__name__, path).exec_module(module)
+    return module
+
+
+def _keep_nothing(sqlalchemy: Any) -> None:
+    if sqlalchemy.__version__ >= "2":  # a program of another environment may have an older one
+        _of_the_harness("isolation/pools.py").watch()
+
+
 def _watch(reached: str, postgres: list[str]) -> None:
-    file = os.path.join(os.path.dirname(_HERE), "addresses.py")
-    addresses: Any = type(sys)("_tests_harness_addresses")
-    SourceFileLoader(addresses.__name__, file).exec_module(addresses)
+    addresses = _of_the_harness("checks/addresses.py")
     pairs = (pair.rsplit(":", 1) for pair in reached.split())
     allowed = {(host, int(port) if port else None) for host, port in pairs}
     own, others = {*postgres}, {int(port) for port in postgres if port.isdecimal()}
@@ -56,11 +68,12 @@ def _watch(reached: str, postgres: list[str]) -> None:
         elif path := addresses.asked_socket(event, arguments):
             check_socket(path)
 
-    in_c = {
+    watches = {
         "psycopg": lambda module: addresses.watch_psycopg(module, check_libpq),
         "psycopg2": lambda module: addresses.watch_psycopg2(module, check_libpq),
+        "sqlalchemy": _keep_nothing,
     }
-    sys.meta_path.insert(0, addresses.Finder(in_c))
+    sys.meta_path.insert(0, addresses.Finder(watches))
     sys.addaudithook(audit)
 
 
