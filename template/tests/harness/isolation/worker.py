@@ -244,9 +244,8 @@ class WorkerDatabase:
             self.summary.put_back += self._putback.repeated
             return left
         held = len(self._wide)
-        left.kept = self._keep() if keep else None
+        left.kept = self._keep() if keep and not held else None
         if left.kept is not None:
-            left.ended = held
             return left
         if now is not None and self._putback.put_back(now, unseen or (), counted=not self._wide):
             self.summary.put_back += 1
