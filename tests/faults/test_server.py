@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.support.machine import kill, linux_only, started_with
-from tests.support.small import Small, wait_until
+from tests.support.small import SQL, Small, wait_until
 from tests.support.tiers import first, quick, slow
 
 CONCERNS = [
@@ -218,6 +218,29 @@ async def test_reads(db_session):
 def test_settings_of_the_run_before(small: Small) -> None:
     assert small.tried(SETS, "-k", "sets").counts == {"passed": 1, "deselected": 1}
     assert small.tried(SETS, "-k", "reads").counts == {"passed": 1, "deselected": 1}
+
+
+WITHOUT_LOG = (
+    SQL
+    + """\
+import pytest
+
+from tests.harness.environment import current
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_stores(number):
+    (current.home / "log").unlink(missing_ok=True)
+    assert sql("SELECT count(*) FROM customers") == [(5,)]
+    sql("DELETE FROM customers WHERE id = 1")
+"""
+)
+
+
+def test_log_that_can_not_be_seen(small: Small) -> None:
+    """It tells that a test connected. A fixture may put a file system of its own in place, too."""
+    outcome = small.tried(WITHOUT_LOG)
+    assert outcome.counts == {"passed": 3}, outcome.output[-6000:]
 
 
 @pytest.mark.slow

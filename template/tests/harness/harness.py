@@ -296,7 +296,7 @@ class Harness:
         """
         return (
             self._server is not None
-            and self._server.log_size() == self._log_seen
+            and -1 < self._server.log_size() == self._log_seen
             and not (self._kept is not None and self._kept.used)
             and not self.worker.has_open_sessions
         )

@@ -431,11 +431,11 @@ class EmbeddedServer:
             path.unlink(missing_ok=True)
 
     def log_size(self) -> int:
-        """Bytes that the server has logged since its start."""
+        """Bytes that the server has logged since its start; -1 where that can't be seen."""
         try:
             return self._log.stat().st_size
-        except OSError:  # somebody removed it
-            return 0
+        except OSError:  # somebody removed it, or put something else in place of all files
+            return -1
 
     def log_since(self, begin: int, characters: int = 4000) -> str:
         """What it logged after so many bytes; the end of it, where that is long."""
@@ -443,7 +443,7 @@ class EmbeddedServer:
             return ""
         try:
             with self._log.open("rb") as log:
-                log.seek(begin)
+                log.seek(max(begin, 0))
                 text = _CONNECTION.sub(b"", log.read())
                 return text.decode(errors="replace").strip()[-characters:]
         except OSError:
