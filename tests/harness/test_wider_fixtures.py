@@ -233,6 +233,28 @@ def test_nothing_is_defined(of_the_module):
     assert names() == ["session", "changed", "module"]
 
 
+# --- what reacts to rows --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="class")
+def reacting():
+    sql("CREATE TABLE loud AS SELECT 'quiet' AS word; CREATE TABLE heard (word text)")
+    sql("CREATE RULE hear AS ON INSERT TO loud DO ALSO INSERT INTO heard VALUES (NEW.word)")
+
+
+@pytest.fixture(scope="class")
+def reacted(reacting):
+    sql("INSERT INTO loud VALUES ('loud')")
+
+
+class TestReacted:
+    @pytest.mark.parametrize("number", range(3))
+    def test_heard(self, reacted, number):
+        assert sql("SELECT word FROM loud ORDER BY 1") == [("loud",), ("quiet",)]
+        assert sql("SELECT word FROM heard") == [("loud",)]
+        [spoil, replace, spoil][number]()
+
+
 # --- large tables ---------------------------------------------------------------------------------
 
 
@@ -402,7 +424,7 @@ def test_no_more_late():
 '''
 )
 
-PASSED = 70
+PASSED = 73
 
 LATE = (
     SQL

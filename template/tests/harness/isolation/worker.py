@@ -401,7 +401,7 @@ class WorkerDatabase:
         own = content.read(inside, changed) if changed is not None else {}
         if (
             changed is not None
-            and all(table.rows is not None for table in own.values())
+            and all(table.rows is not None and not table.reacts for table in own.values())
             and is_superuser(inside)
         ):
             sequences = {s.oid: s for s in changes.read_sequences(inside)}
