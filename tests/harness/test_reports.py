@@ -200,14 +200,25 @@ def test_leaves_a_database():
     sql("CREATE DATABASE left_by_a_test")
 
 
+def test_leaves_a_member():
+    sql("GRANT pg_monitor TO pg_signal_backend")
+
+
 def test_passes():
-    sql("CREATE ROLE passes; DROP ROLE passes")
+    sql("CREATE ROLE passes; GRANT pg_monitor TO passes; DROP ROLE passes")
 
 
 def test_passes_later():
+    sql("REVOKE pg_monitor FROM pg_signal_backend")
     sql("DROP ROLE left_by_a_test")
     sql("DROP DATABASE left_by_a_test")
 """
+
+LEAVES = {
+    "leaves_a_role": "the role left_by_a_test",
+    "leaves_a_database": "the database left_by_a_test",
+    "leaves_a_member": "the member pg_signal_backend of the role pg_monitor",
+}
 
 SECTION = "Not committed"
 
@@ -282,10 +293,10 @@ def test_what_a_test_leaves_on_the_server(small: Small) -> None:
     """Nobody takes that away: it may be somebody else's."""
     outcome = small.tried(SERVER)
     found = told(outcome.output)
-    assert outcome.counts == {"passed": 4, "error": 2}
-    for name, what in (("leaves_a_role", "role"), ("leaves_a_database", "database")):
+    assert outcome.counts == {"passed": 5, "error": 3}
+    for name, what in LEAVES.items():
         assert "The test left on the server, where nobody takes it away:" in found[name]
-        assert f"  the {what} left_by_a_test" in found[name]
+        assert f"  {what}" in found[name]
 
 
 def test_what_somebody_leaves_on_the_server_fails_no_test(small: Small) -> None:
@@ -293,13 +304,14 @@ def test_what_somebody_leaves_on_the_server_fails_no_test(small: Small) -> None:
     with small.console() as console:
         console.sql("SELECT 1")
         outcome = small.tried(SERVER, "-k", "leaves or passes_later")
-        assert outcome.counts == {"passed": 3, "deselected": 1}
+        assert outcome.counts == {"passed": 4, "deselected": 1}
         assert "left on the server, by" not in outcome.output, "it is gone by the end"
         outcome = small.tried(SERVER, "-k", "leaves")
-        assert outcome.counts == {"passed": 2, "deselected": 2}
-        for name, what in (("leaves_a_role", "role"), ("leaves_a_database", "database")):
-            line = rf"left on the server, by \S+::test_{name} or by what ran beside it: the {what} "
-            assert re.search(f"{line}left_by_a_test", outcome.output)
+        assert outcome.counts == {"passed": 3, "deselected": 2}
+        for name, what in LEAVES.items():
+            line = rf"left on the server, by \S+::test_{name} or by what ran beside it: {what}"
+            assert re.search(line, outcome.output)
+        console.sql("REVOKE pg_monitor FROM pg_signal_backend")
         console.sql("DROP ROLE left_by_a_test")
         console.sql("DROP DATABASE left_by_a_test")
 

@@ -55,6 +55,7 @@ STATE = """
             UNION ALL SELECT xmin::text FROM pg_shseclabel WHERE (objoid, classoid) = (d.oid, 'pg_database'::regclass)
         ) of_it (version))),
     pg_stat_get_tuples_inserted('pg_authid'::regclass) + pg_stat_get_tuples_deleted('pg_authid'::regclass)
+    + pg_stat_get_tuples_inserted('pg_auth_members'::regclass)
     + pg_stat_get_tuples_inserted('pg_tablespace'::regclass) + pg_stat_get_tuples_inserted('pg_database'::regclass)
 """
 """What else there is of a database `d`, as a text to compare; and a number that changes when
@@ -201,6 +202,8 @@ def on_the_server(connection: Connection) -> set[str]:
     row = connection.execute(
         """
         SELECT ARRAY(SELECT 'the role ' || rolname FROM pg_roles
+                     UNION ALL SELECT format('the member %s of the role %s', member::regrole, roleid::regrole)
+                     FROM pg_auth_members
                      UNION ALL SELECT 'the tablespace ' || spcname FROM pg_tablespace
                      UNION ALL SELECT 'the database ' || datname FROM pg_database
                      WHERE datname !~ '^app_[a-z]_[0-9a-f]{8}')
