@@ -381,6 +381,7 @@ class Cents(TypeDecorator[int]):
 
 class Note(Base):
     __tablename__ = "notes"
+    __table_args__ = {"schema": "shop"}
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     price: Mapped[int] = mapped_column(Cents)
@@ -403,7 +404,7 @@ command.upgrade(config, "head")
 
 
 def test_a_model_gets_its_revision(unmigrated: Production) -> None:
-    """With types that are not SQLAlchemy's, and a default that Postgres can't compare.
+    """In a schema of its own, with types that are not SQLAlchemy's, and a default without an `=`.
 
     Another one on the same day with the same message does not overwrite it.
     """
@@ -411,9 +412,10 @@ def test_a_model_gets_its_revision(unmigrated: Production) -> None:
     (project.package / "models/note.py").write_text(NOTE)
     with (project.package / "models/__init__.py").open("a") as models:
         models.write("from .note import Note\n")
+    unmigrated.servers.sql("CREATE SCHEMA shop; CREATE SCHEMA others; CREATE TABLE others.plans ()")
     project.run(project.python, "-c", REVISE, env=unmigrated.env)
     assert len(list((project.path / "migrations/versions").glob("*_notes.py"))) == 2
-    assert unmigrated.servers.sql("SELECT count(*) FROM notes") == [[0]]
+    assert unmigrated.servers.sql("SELECT count(*) FROM shop.notes") == [[0]]
 
 
 # --- Backups -------------------------------------------------------------------------------------
