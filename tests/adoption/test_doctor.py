@@ -187,6 +187,18 @@ def test_another_configuration_wins(sick: Project) -> None:
     assert "\n             asyncio_mode = auto\n" in said
 
 
+def test_no_configuration(sick: Project) -> None:
+    """What it tells to write finds the tests, wherever they are."""
+    (sick.path / "pyproject.toml").unlink()
+    (sick.path / "tests").rename(sick.path / "qa")
+    for path in (sick.path / "qa").rglob("*.py"):
+        path.write_text(re.sub(r"""(from |")tests\.""", r"\1qa.", path.read_text()))
+    said = sick.tool("qa.harness", "doctor", status=1).output
+    assert "missing  pytest reads no configuration. Write in pyproject.toml:\n" in said
+    assert '\n             testpaths = ["qa"]\n' in said
+    assert "finds no tests" not in said, "it does not find them because of that"
+
+
 def test_settings_of_native_types(sick: Project) -> None:
     """Pytest refuses a file with both tables: what the doctor says must not bring the other."""
     configuration = sick.path / "pyproject.toml"

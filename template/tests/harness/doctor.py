@@ -236,10 +236,11 @@ def _prepared(seen: dict[str, Any]) -> Iterator[Finding]:
 
 def _configuration(read: str | None) -> Iterator[Finding]:
     if read is None:
+        folder = TESTS if any(TESTS.rglob("test_*.py")) else TESTS.parent
         yield Finding(
             False,
             "pytest reads no configuration. Write in pyproject.toml:",
-            '[tool.pytest.ini_options]\ntestpaths = ["tests"]\npythonpath = ["."]',
+            f'[tool.pytest.ini_options]\ntestpaths = ["{os.path.relpath(folder, ROOT)}"]\npythonpath = ["."]',
         )
         return
     path = Path(read)
@@ -271,9 +272,9 @@ def _collected(seen: dict[str, Any]) -> Iterator[Finding]:
             False, f"{name or 'pytest'} can't be collected: {why}"
         )
     tests = seen["tests"]
-    if not tests["all"]:
+    if not tests["all"] and not seen["errors"]:
         yield Finding(False, "pytest finds no tests: name their folders in `testpaths`")
-    else:
+    elif tests["all"]:
         yield Finding(True, f"pytest finds {len(tests['all'])} tests")
 
 
