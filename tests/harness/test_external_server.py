@@ -197,7 +197,7 @@ def test_without_rights_of_a_superuser(small: Small) -> None:
         passed = small.tried(
             WIDER_FIXTURES, *others, timeout=300, TEST_DATABASE_URL=url
         ).counts.pop("passed")
-        assert passed == WIDER_FIXTURES_PASSED - 11
+        assert passed == WIDER_FIXTURES_PASSED - 12
         outcome = small.tried(STORES_AND_STAYS, TEST_DATABASE_URL=url)
         assert outcome.counts == {"error": 1}
         assert "The fixture stays stored something, and runner is no superuser" in outcome.output

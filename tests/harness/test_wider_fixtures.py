@@ -255,6 +255,18 @@ class TestReacted:
         [spoil, replace, spoil][number]()
 
 
+@pytest.fixture(scope="class")
+def holds(reacting):
+    with psycopg.connect(URL, autocommit=True) as connection:
+        connection.execute("INSERT INTO loud VALUES ('held')")
+        yield
+
+
+class TestReactedAndHeld:
+    def test_heard_beside_a_session(self, holds):
+        assert sql("SELECT word FROM heard") == [("held",)]
+
+
 # --- large tables ---------------------------------------------------------------------------------
 
 
@@ -424,7 +436,7 @@ def test_no_more_late():
 '''
 )
 
-PASSED = 73
+PASSED = 74
 
 LATE = (
     SQL

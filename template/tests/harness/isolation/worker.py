@@ -399,10 +399,12 @@ class WorkerDatabase:
     def _new_level(self, fixture: str, changed: set[int] | None, now: Reading) -> Level:
         inside = self._putback.connection
         own = content.read(inside, changed) if changed is not None else {}
+        open_ = self._not_ours(now.sessions.keys())
         if (
             changed is not None
-            and all(table.rows is not None and not table.reacts for table in own.values())
+            and all(table.rows is not None for table in own.values())
             and is_superuser(inside)
+            and (open_ or not any(t.reacts for t in own.values()))  # to rows that are stored again
         ):
             sequences = {s.oid: s for s in changes.read_sequences(inside)}
             tables = {**self._levels[-1].tables, **own}
@@ -411,7 +413,7 @@ class WorkerDatabase:
             self._levels.append(level)
             self._putback.accept(now)
             return level
-        if open_ := self._not_ours(now.sessions.keys()):
+        if open_:
             who = "\n".join(databases.describe_sessions(self._connection, open_))
             what = "changed more than rows of small tables"
             if not is_superuser(inside):
