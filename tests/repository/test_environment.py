@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,13 @@ import pytest
 
 from tests.support.command import run
 from tests.support.machine import MARK, linux_only, new_mark, started_with
+from tests.support.postgres import reserved_port
 from tests.support.template import ROOT
 
-CONCERNS = ["tests/support/environment.py", "tests/support/machine.py", "tests/conftest.py"]
+CONCERNS = [
+    *("tests/support/environment.py", "tests/support/machine.py", "tests/support/postgres.py"),
+    "tests/conftest.py",
+]
 
 LOOK = """\
 import subprocess
@@ -71,3 +76,11 @@ def test_processes_are_found_whatever_others_are_called(tmp_path: Path) -> None:
     mark = new_mark()
     with subprocess.Popen([odd], stdin=subprocess.PIPE, env={MARK: mark}) as process:
         assert started_with(mark) == {process.pid: str(odd)}
+
+
+@linux_only
+def test_reserved_port_is_given_to_nobody_else() -> None:
+    with reserved_port() as port:
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+        socket.create_server(("127.0.0.1", port)).close()

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -139,7 +140,12 @@ def _home() -> Iterator[Path]:
 
 @contextmanager
 def _serving(binaries: Path, data: Path, settings: Sequence[str]) -> Iterator[Server]:
-    port, log = free_port(), data.parent / "log"
+    with reserved_port() as port:
+        yield from _on(port, binaries, data, settings)
+
+
+def _on(port: int, binaries: Path, data: Path, settings: Sequence[str]) -> Iterator[Server]:
+    log = data.parent / "log"
     options = [word for setting in settings for word in ("-c", setting)]
     with log.open("wb") as output:
         command: list[str | Path] = [binaries / "postgres", "-D", data, "-p", str(port)]
@@ -186,6 +192,22 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port of the loopback address that nobody is given meanwhile; a server may listen there.
+
+    Without it, where much else goes on, another test's server or client may be quicker.
+    """
+    with socket.socket() as probe:
+        # Linux lets two have an address who both say this, while neither listens.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+        if sys.platform != "linux":
+            probe.close()
+        yield port
 
 
 def wait_until_ready(

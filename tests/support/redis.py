@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from io import BufferedReader
 from typing import Any
 
-from tests.support.postgres import free_port
+from tests.support.postgres import reserved_port
 from tests.support.project import Project
 
 DATABASES = 16
@@ -55,32 +55,32 @@ def running(project: Project) -> Iterator[Redis]:
     """Run a new, empty server: the program that the project's harness embeds."""
     code = "import tests; from tests.harness.servers import valkey; print(valkey._binary())"
     program = project.run(project.python, "-c", code).output.strip()
-    port = free_port()
-    process = subprocess.Popen(
-        [
-            program,
-            "--port",
-            str(port),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--databases",
-            str(DATABASES),
-        ],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 30
-        while process.poll() is None and time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.02)
-        yield Redis(port, process)
-    finally:
-        process.kill()
-        process.wait()
+    with reserved_port() as port:
+        process = subprocess.Popen(
+            [
+                program,
+                "--port",
+                str(port),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+                "--databases",
+                str(DATABASES),
+            ],
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            deadline = time.monotonic() + 30
+            while process.poll() is None and time.monotonic() < deadline:
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.02)
+            yield Redis(port, process)
+        finally:
+            process.kill()
+            process.wait()
 
 
 def _answer(stream: BufferedReader) -> Any:

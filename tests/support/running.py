@@ -22,6 +22,7 @@ from typing import Any
 
 from tests.support.command import overlaid
 from tests.support.embedded import Servers, servers
+from tests.support.postgres import reserved_port
 from tests.support.project import Project
 
 Environment = Mapping[str, str | None]
@@ -194,55 +195,47 @@ def serving(project: Project, env: Environment, *options: str) -> Iterator[Servi
 
     `options` come after those of the container, so they win.
     """
-    port = free_port()
-    log = project.path.with_name(f"uvicorn-{port}.log")
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [str(project.python), "-m", *command(project), "--port", str(port), *options],
-            cwd=project.path,
-            env=overlaid(env),
-            stdout=output,
-            stderr=output,
-        )
-    try:
-        wait_for(port, process)
-        service = Service(f"http://127.0.0.1:{port}", process=process, log=log)
-        yield service
-        if process.poll() is None:
-            service.stop()
-            assert "Traceback" not in log.read_text()
-    finally:
-        process.kill()
-        process.wait()
-        lines = log.read_text().splitlines()
-        print("\n".join(line for line in lines if '"message": "request"' not in line)[-20_000:])
+    with reserved_port() as port:
+        log = project.path.with_name(f"uvicorn-{port}.log")
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [str(project.python), "-m", *command(project), "--port", str(port), *options],
+                cwd=project.path,
+                env=overlaid(env),
+                stdout=output,
+                stderr=output,
+            )
+        try:
+            wait_for(port, process)
+            service = Service(f"http://127.0.0.1:{port}", process=process, log=log)
+            yield service
+            if process.poll() is None:
+                service.stop()
+                assert "Traceback" not in log.read_text()
+        finally:
+            process.kill()
+            process.wait()
+            lines = log.read_text().splitlines()
+            print("\n".join(line for line in lines if '"message": "request"' not in line)[-20_000:])
 
 
 @contextmanager
 def mail_server(project: Project) -> Iterator[tuple[str, Callable[[], str]]]:
     """Run a mail server. Gives its URL, and what tells all that has arrived."""
-    port = free_port()
-    handler = ("-c", "aiosmtpd.handlers.Debugging", "stdout")
-    options = ["-m", "aiosmtpd", "-n", "-l", f"127.0.0.1:{port}", *handler]
-    log = project.path.with_name(f"mail-{port}.log")
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [str(project.python), "-u", *options], stdout=output, stderr=output
-        )
-    try:
-        wait_for(port, process)
-        yield f"smtp://127.0.0.1:{port}", log.read_text
-    finally:
-        process.kill()
-        process.wait()
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    with reserved_port() as port:
+        handler = ("-c", "aiosmtpd.handlers.Debugging", "stdout")
+        options = ["-m", "aiosmtpd", "-n", "-l", f"127.0.0.1:{port}", *handler]
+        log = project.path.with_name(f"mail-{port}.log")
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [str(project.python), "-u", *options], stdout=output, stderr=output
+            )
+        try:
+            wait_for(port, process)
+            yield f"smtp://127.0.0.1:{port}", log.read_text
+        finally:
+            process.kill()
+            process.wait()
 
 
 def command(project: Project) -> list[str]:
