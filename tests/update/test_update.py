@@ -243,9 +243,11 @@ def live_in(project: Project) -> dict[str, bytes]:
 @pytest.mark.parametrize("variant", quick("all off", of=VARIANTS, others=slow))
 def test_project_that_has_lived(variant: str, scaffold: Scaffold, versions: Path) -> None:
     project = scaffold(starting_points(versions)[0], **VARIANTS[variant])
+    append(project.path / "tests/harness/plugin.py", "# Ours, though it is the template's.\n")
     before = live_in(project)
     said = update(project)
     assert not unmerged(project)
+    assert "Ours" not in (project.path / "tests/harness/plugin.py").read_text(), "replaced"
     assert "--diff-filter=U" in said
     assert {name: text for name, text in files(project.path).items() if is_users(name)} == before
     configuration = (project.path / "pyproject.toml").read_text()
