@@ -462,6 +462,24 @@ def test_answer_that_cannot_change(answer: str, reason: str, scaffold: Scaffold)
     assert not project.run("git", "status", "--porcelain").output
 
 
+@pytest.mark.thorough
+def test_project_in_a_folder_of_its_repository(fresh: Rendered, tmp_path: Path) -> None:
+    """What was deleted stays so."""
+    project = tmp_path / "services" / "desk"
+    shutil.copytree(fresh(PRESENT, **ALL_OFF), project)
+    run("git", "init", "--quiet", cwd=tmp_path)
+    commit(tmp_path, "Scaffold")
+    for name in files(project):
+        if not is_users(name) and name not in (ANSWERS_FILE, CODE_ANSWERS):
+            (project / name).unlink()
+    commit(tmp_path, "Live")
+    before = files(project)
+    copier("update", "--defaults", "-r", FUTURE, cwd=project)
+    now = files(project)
+    touched = {name for name in now.keys() | before if now.get(name) != before.get(name)}
+    assert {name for name in touched if not name.startswith("tests/harness/")} == {ANSWERS_FILE}
+
+
 # In the place of git: ends Copier when the new version is over the project, edits not yet on top.
 KILLER = """\
 #!/bin/sh
