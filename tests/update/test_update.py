@@ -464,7 +464,7 @@ def test_answer_that_cannot_change(answer: str, reason: str, scaffold: Scaffold)
 
 @pytest.mark.thorough
 def test_project_in_a_folder_of_its_repository(fresh: Rendered, tmp_path: Path) -> None:
-    """What was deleted stays so."""
+    """What was deleted stays so; without its tests' folder, an update is asked for by that."""
     project = tmp_path / "services" / "desk"
     shutil.copytree(fresh(PRESENT, **ALL_OFF), project)
     run("git", "init", "--quiet", cwd=tmp_path)
@@ -472,12 +472,17 @@ def test_project_in_a_folder_of_its_repository(fresh: Rendered, tmp_path: Path) 
     for name in files(project):
         if not is_users(name) and name not in (ANSWERS_FILE, CODE_ANSWERS):
             (project / name).unlink()
+    (project / "tests").rename(project / "qa")
     commit(tmp_path, "Live")
     before = files(project)
-    copier("update", "--defaults", "-r", FUTURE, cwd=project)
+    command = ["update", "--defaults", "-r", FUTURE]
+    said = copier(*command, cwd=project, status=1).output
+    assert "There is no harness in tests/" in said
+    copier(*command, "-x", "/tests/", cwd=project)
     now = files(project)
-    touched = {name for name in now.keys() | before if now.get(name) != before.get(name)}
-    assert {name for name in touched if not name.startswith("tests/harness/")} == {ANSWERS_FILE}
+    assert {name for name in now.keys() | before if now.get(name) != before.get(name)} == {
+        ANSWERS_FILE
+    }
 
 
 # In the place of git: ends Copier when the new version is over the project, edits not yet on top.
