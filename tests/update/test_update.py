@@ -452,6 +452,7 @@ def test_feature_that_was_edited_is_not_lost_silently(scaffold: Scaffold) -> Non
     [
         ("package_name=other", "can't rename the package"),
         ("scope=harness", "can't change the scope"),
+        ("use_redis=true", "No feature is switched"),  # it is true already
     ],
 )
 def test_answer_that_cannot_change(answer: str, reason: str, scaffold: Scaffold) -> None:
