@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import signal
 import sys
@@ -357,9 +358,14 @@ def test_answers_of_the_code_stay_deleted(scaffold: Scaffold) -> None:
     project = scaffold(PRESENT, **ALL_OFF)
     (project.path / CODE_ANSWERS).unlink()
     commit(project.path, "What is this?")
-    update(project)
+    said = update(project)
     assert CODE_ANSWERS not in files(project.path)
+    assert "copier update -a" not in said
     commit(project.path, "Update")
+    restore = re.findall(r"git checkout .*", said)[0]
+    project.run("sh", "-c", restore)
+    assert f"_commit: {PRESENT}\n" in (project.path / CODE_ANSWERS).read_text()
+    project.run("git", "reset", "--hard", "--quiet")
     update(project, "--data", "use_redis=true")
     assert CODE_ANSWERS not in files(project.path)
     commit(project.path, "Switch")
