@@ -158,6 +158,21 @@ def test_file_that_is_there_is_left_alone(versions: Path, tmp_path: Path) -> Non
     assert "of the future" in (path / "tests" / "harness" / "plugin.py").read_text()
 
 
+def test_another_harness_is_left_alone(versions: Path, tmp_path: Path) -> None:
+    """Copier would ask of some of its files whether to write over them, and mix the two."""
+    path = tmp_path / "service"
+    (path / "tests/harness").mkdir(parents=True)
+    (path / "tests/harness/plugin.py").write_text("# Ours.\n")
+    before = files(path)
+    data = ["-d", "scope=harness", "-d", "package_name=shop"]
+    copy = ["copy", "--defaults", *data, "-r", PRESENT]
+    said = copier(*copy, versions, path, cwd=tmp_path, status=1).output
+    assert "another package tests/harness" in said
+    assert files(path) == before
+    copier(*copy, "-d", "tests_folder=tests/real", versions, path, cwd=tmp_path)
+    assert (path / "tests/real/harness/plugin.py").is_file()
+
+
 @pytest.mark.parametrize(
     ("folder", "packages", "command"),
     [
