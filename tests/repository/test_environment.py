@@ -18,8 +18,10 @@ from tests.support.postgres import reserved_port
 from tests.support.template import ROOT
 
 CONCERNS = [
-    *("tests/support/environment.py", "tests/support/machine.py", "tests/support/postgres.py"),
     "tests/conftest.py",
+    "tests/support/environment.py",
+    "tests/support/machine.py",
+    "tests/support/postgres.py",
 ]
 
 LOOK = """\
