@@ -567,7 +567,9 @@ with op.get_context().autocommit_block():
 
     killed.unlink()
     good = migration(plain, "9002", "9001", 'op.execute("UPDATE customers SET nick = full_name")')
+    plain.sql("ALTER DATABASE development SET bytea_output = 'escape'")  # as a migration may
     said = run_once(plain)
+    assert plain.sql("SHOW bytea_output") == ["escape"]
     assert re.findall(r"^migrated: (.*)$", said, re.MULTILINE) == [
         f"{HEAD} -> 9001, Number 9001.",
         "9001 -> 9002, Number 9002.",

@@ -23,6 +23,7 @@ import psycopg
 from psycopg import sql
 
 from ..errors import HarnessError
+from ..golden import databases
 from ..layout import ROOT
 from .postgres import ROLE, DevelopmentServer
 from .stopping import undisturbed
@@ -152,6 +153,7 @@ def _create(connection: Connection, name: str, template: str) -> None:
             sql.Identifier(name), sql.Identifier(ROLE), sql.Identifier(template)
         )
     )
+    databases.inherit(connection, name, template)
 
 
 def _extend(server: DevelopmentServer, name: str, extensions: Sequence[str]) -> None:
