@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from tests.conftest import Render
+from tests.support.command import run
 from tests.support.project import Project, render
 from tests.support.tiers import first
 
@@ -62,6 +64,18 @@ def test_bad_answer_is_refused_with_its_reason(
     with pytest.raises(ValueError, match=f"question '{question}'.*{reason}"):
         render(template, tmp_path / "service", {question: answer})
     assert not (tmp_path / "service").exists()
+
+
+@pytest.mark.thorough
+def test_no_library_is_hidden(template: Path, python: Path) -> None:
+    """The libraries' own libraries come and go: each name that could be a package's is known."""
+    code = "from importlib.metadata import packages_distributions as p; print(*p())"
+    installed = run(python, "-c", code, cwd=template).output.split()
+    declared = yaml.safe_load((template / "copier.yml").read_text())
+    lists = ("stdlib_modules", "dependency_modules", "project_paths")
+    refused = {name for each in lists for name in declared[each]["default"].split()}
+    named = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+    assert {name for name in installed if named.fullmatch(name)} <= refused
 
 
 def test_unknown_choice_is_refused(template: Path, tmp_path: Path) -> None:
