@@ -66,7 +66,7 @@ def test_bad_answer_is_refused_with_its_reason(
     assert not (tmp_path / "service").exists()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_no_library_is_hidden(template: Path, python: Path) -> None:
     """The libraries' own libraries come and go: each name that could be a package's is known."""
     code = "from importlib.metadata import packages_distributions as p; print(*p())"

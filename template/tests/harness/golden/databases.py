@@ -342,7 +342,7 @@ _BESIDE = """
 """
 
 
-def inherit(connection: Connection, name: str, template: str) -> None:
+def inherit(connection: psycopg.Connection[Any], name: str, template: str) -> None:
     """Give a copy of a database what CREATE DATABASE does not: what a migration, say, set for it."""
     for (line,) in connection.execute(_BESIDE, {"name": name, "template": template}).fetchall():
         connection.execute(line)
