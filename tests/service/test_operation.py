@@ -365,13 +365,19 @@ def test_a_migration_that_fails_is_said_at_once(unmigrated: Production) -> None:
 
 
 NOTE = """\
+from enum import StrEnum
 from typing import Any
 
 from pgvector.sqlalchemy import Vector
-from sqlalchemy import JSON, BigInteger, Identity, Integer, TypeDecorator
+from sqlalchemy import JSON, BigInteger, Enum, Identity, Integer, TypeDecorator
 from sqlalchemy.orm import Mapped, mapped_column
 
 from ..database import Base
+from .customer import Customer
+
+
+class Kind(StrEnum):
+    ALARM = "alarm"
 
 
 class Cents(TypeDecorator[int]):
@@ -387,6 +393,9 @@ class Note(Base):
     price: Mapped[int] = mapped_column(Cents)
     extra: Mapped[dict[str, Any]] = mapped_column(JSON, server_default='{"a": 1}')
     embedding: Mapped[Any] = mapped_column(Vector(3))
+
+
+Customer.kind = mapped_column(Enum(Kind, native_enum=False), nullable=True)
 """
 # What `alembic` does, command by command, without starting anew.
 REVISE = """\
@@ -406,7 +415,8 @@ command.upgrade(config, "head")
 def test_a_model_gets_its_revision(unmigrated: Production) -> None:
     """In a schema of its own, with types that are not SQLAlchemy's, and a default without an `=`.
 
-    Another one on the same day with the same message does not overwrite it.
+    And a column of a table that is there, for an enum, as README says. Another one on the same day
+    with the same message does not overwrite it.
     """
     project = unmigrated.project
     (project.package / "models/note.py").write_text(NOTE)
