@@ -237,7 +237,7 @@ def test_answers_are_refused_or_rendered(
 
 
 @pytest.mark.slow
-@settings(WITHOUT_A_LIMIT_OF_TIME, max_examples=50)
+@settings(WITHOUT_A_LIMIT_OF_TIME, max_examples=30)
 @given(answers=ANSWERS)
 def test_many_answers_are_refused_or_rendered(
     answers: dict[str, Any], template: Path, python: Path, tmp_path: Path

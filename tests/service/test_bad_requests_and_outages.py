@@ -223,7 +223,7 @@ def test_each_answer_is_as_documented(
 def test_each_of_many_answers_is_as_documented(
     who: str, service: Service, there: Production, tmp_path: Path
 ) -> None:
-    check_document(service, there, who, tmp_path, Effort(requests=100, sequences=100))
+    check_document(service, there, who, tmp_path, Effort(requests=60, sequences=100))
 
 
 # --- Login -------------------------------------------------------------------------------------
