@@ -25,7 +25,7 @@ CONCERNS = ["*/harness/isolation/*", "tests/harness/programs/*"]
 SERVICE = Path(__file__).with_name("programs")
 
 ALONE, PROGRAMS = 276, 300
-FEW = 60  # with `--changed`, whose answer is wanted soon
+FEW = 40  # with `--changed`, whose answer is wanted soon
 PARTS = 2  # at a time: half of a program's time, somebody waits
 MANY, WORKERS = int(os.environ.get("PROGRAMS", "2000")), 4
 ENOUGH = 10_000  # for each statement to be among them, and to succeed
