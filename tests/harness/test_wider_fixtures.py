@@ -180,15 +180,17 @@ DEFINITIONS = {
     "column": ("ALTER TABLE customers ADD COLUMN defined int", "SELECT 1"),
     "emptied": ("TRUNCATE customers CASCADE; CREATE TABLE defined AS SELECT 1", "SELECT 1"),
     "beside": (
-        "DO $$ BEGIN"
-        " EXECUTE format($f$ALTER DATABASE %I SET app.defined = 'it = set'$f$, current_database());"
-        " EXECUTE format('ALTER DATABASE %I SET search_path = public, other', current_database());"
-        " EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database()); END $$",
+        "DO $$ DECLARE here text := quote_ident(current_database()); BEGIN"
+        " EXECUTE 'ALTER DATABASE ' || here || $f$ SET app.search_path = 'it = set'$f$;"
+        " EXECUTE 'ALTER DATABASE ' || here || ' SET search_path = public, other';"
+        " EXECUTE 'ALTER ROLE CURRENT_USER IN DATABASE ' || here || $f$ SET app.role = 'it''s'$f$;"
+        " EXECUTE 'REVOKE ALL ON DATABASE ' || here || ' FROM PUBLIC'; END $$",
         "SELECT 1",
     ),
 }
 BESIDE = """
-    SELECT current_setting('app.defined', true), current_setting('search_path'),
+    SELECT current_setting('app.search_path', true), current_setting('app.role', true),
+           current_setting('search_path'),
            has_database_privilege('pg_monitor', current_database(), 'TEMPORARY')
 """
 
@@ -204,7 +206,7 @@ def defined(request):
 class TestDefined:
     def check(self, defined):
         if defined == "beside":
-            assert sql(BESIDE) == [("it = set", "public, other", False)]
+            assert sql(BESIDE) == [("it = set", "it's", "public, other", False)]
         elif defined == "column":
             assert sql("SELECT defined FROM customers WHERE id = 3") == [(None,)]
         else:
@@ -228,7 +230,7 @@ class TestDefined:
 
 def test_nothing_is_defined(of_the_module):
     assert sql("SELECT to_regclass('defined')") == [(None,)]
-    assert sql(BESIDE) == [(None, '"$user", public', True)]
+    assert sql(BESIDE) == [(None, None, '"$user", public', True)]
     assert "defined" not in [name for (name,) in sql("SELECT attname FROM pg_attribute")]
     assert names() == ["session", "changed", "module"]
 
@@ -793,7 +795,8 @@ def test_setup_that_is_overridden(arguments: str, small: Small) -> None:
 def test_session_that_a_fixture_holds_writes_in_a_test(small: Small) -> None:
     """Whatever it writes is found, counted or not. A test that fails does not end it."""
     outcome = small.tried(HELD)
-    assert outcome.counts == {"passed": 19, "failed": 2}, outcome.output[-6000:]
+    counts = {"passed": 19, "failed": 2}
+    assert (outcome.status, outcome.counts) == (1, counts), outcome.output[-6000:]
     assert outcome.output.count("so ended 1 sessions that wider fixtures hold") == 4
 
 

@@ -54,13 +54,16 @@ def follow(steps: str, root: Path) -> list[str]:
 
 
 def begin_heading(changelog: Path) -> None:
-    """As the guide says for where the newest heading has a date."""
+    """As the guide says for where the newest heading has a date, or only repairs."""
     assert "with\n   `### Added` and `### When you update`." in section(RELEASE)
     text = changelog.read_text()
     newest = re.findall(r"^## \[.*$", text, re.MULTILINE)[0]
     if not newest.endswith("Unreleased"):
         parts = ("## [76.0.0] - Unreleased", "### Added", "### When you update", "Nothing.", newest)
         changelog.write_text(text.replace(newest, "\n\n".join(parts), 1))
+    elif "\n### Added\n" not in text.split("\n## [")[1]:
+        assert "which gets the part if it only repairs" in section(QUESTION)
+        changelog.write_text(text.replace(newest, f"{newest}\n\n### Added", 1))
 
 
 @pytest.fixture

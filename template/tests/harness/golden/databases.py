@@ -322,7 +322,8 @@ def create(connection: Connection, name: str, template: str) -> None:
     configure(connection, name, dict(connection.execute(_OF_OUR_ROLE).fetchall()))
 
 
-# What is granted on a database, and set for it or for roles in it. Of lists of names, values are quoted already.
+# What is granted on a database, and set for it or for roles in it. Values of Postgres' own lists of names are
+# quoted already; extensions may define no others (variable_is_guc_list_quote, in pg_dump/dumputils.c).
 _BESIDE = """
     SELECT line FROM pg_database d, CAST(%(name)s AS name) AS copy, LATERAL (
         SELECT 1, format('REVOKE ALL ON DATABASE %%I FROM PUBLIC', copy) WHERE datacl IS NOT NULL
@@ -332,7 +333,8 @@ _BESIDE = """
         UNION ALL SELECT CASE setrole WHEN 0 THEN 1000 ELSE 2000 END + n, format(
             '%%s DATABASE %%I SET %%I TO %%s',
             coalesce('SET LOCAL ROLE none; ALTER ROLE ' || nullif(setrole, 0)::regrole || ' IN', 'ALTER'), copy,
-            of[1], CASE WHEN of[1] ~ 'search_path|_libraries|_tablespaces' THEN of[2] ELSE quote_literal(of[2]) END)
+            of[1], CASE WHEN of[1] ~ '^(search_path|(local|session)_preload_libraries|temp_tablespaces)$'
+                        THEN of[2] ELSE quote_literal(of[2]) END)
         FROM pg_db_role_setting, unnest(setconfig) WITH ORDINALITY AS _ (setting, n),
              regexp_match(setting, '^([^=]*)=(.*)') AS of
         WHERE setdatabase = d.oid
