@@ -88,8 +88,7 @@ async def open_saver(pool: Pool | None = None) -> AsyncIterator[AsyncPostgresSav
 
 
 async def _set_up(connection: AsyncConnection[DictRow]) -> None:
-    saver = AsyncPostgresSaver(connection)
-    newest = len(saver.MIGRATIONS) - 1
+    newest = len(AsyncPostgresSaver.MIGRATIONS) - 1
     if await _version(connection) >= newest:
         return
     # One process at a time. Not by waiting inside Postgres: CREATE INDEX CONCURRENTLY waits for
