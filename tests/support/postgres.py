@@ -187,13 +187,6 @@ def unprivileged() -> dict[str, Any]:
     return {"user": "nobody", "extra_groups": []} if os.geteuid() == 0 else {}
 
 
-def free_port() -> int:
-    """A port of the loopback address on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def reserved_port() -> Iterator[int]:
     """A port of the loopback address that nobody is given meanwhile; a server may listen there.
