@@ -33,6 +33,16 @@ RUNS = {
 }
 
 
+LOOP = """\
+import asyncio
+
+import uvloop
+
+
+async def test_loop():
+    assert isinstance(asyncio.get_running_loop(), uvloop.Loop)
+"""
+
 # With all features and with none.
 QUICK = ("defaults", "all off")
 
@@ -65,6 +75,21 @@ def test_suite_is_green_whatever_a_developer_has_set(project: Project) -> None:
     (project.path / ".env").write_text(re.sub(r"^# (?=[A-Z_]+=)", "", shown, flags=re.MULTILINE))
     variant = VARIANTS["defaults"]
     project.pytest("--no-cov", passed=variant.passed, skipped=variant.skipped)
+
+
+@pytest.mark.thorough
+def test_suite_is_green_on_the_loop_that_serves(rendered: Render, tmp_path: Path) -> None:
+    """As docs/testing.md says."""
+    project = rendered(**SHORT.answers).copy_to(tmp_path / "service")
+    (said,) = re.findall(
+        r"^```python\n(import uvloop\n.*?)^```",
+        (project.path / "docs/testing.md").read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
+    with (project.path / "tests/conftest.py").open("a") as conftest:
+        conftest.write(f"\n\n{said}")
+    (project.path / "tests/unit/test_loop.py").write_text(LOOP)
+    project.pytest("--no-cov", passed=SHORT.passed + 1)
 
 
 @pytest.mark.thorough
