@@ -84,6 +84,7 @@ def test_containers_can_do_what_they_must_and_no_more(service: Project) -> None:
             url = urlsplit(container["environment"]["DATABASE_URL"])
             assert (url.username, url.password) == ("service", None)
             assert container["environment"]["FORWARDED_ALLOW_IPS"]
+            assert container["environment"]["POSTGRES_PASSWORD"] == ""  # else it comes by .env
     lines = (service.path / DOCKERFILE).read_text().splitlines()
     assert "USER 10001" in lines
     assert "ENV FORWARDED_ALLOW_IPS=127.0.0.1" in lines

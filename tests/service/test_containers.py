@@ -78,6 +78,7 @@ def test_compose_runs_all_of_it(unstarted: tuple[Project, Client]) -> None:
         assert set(body["checks"].values()) == {"ok"}
         secrets = compose(project, "exec", "-T", "service", "env").output
         assert f"PGPASSWORD={PASSWORD}\n" in secrets
+        assert "POSTGRES_PASSWORD=\n" in secrets
         compose(project, "stop", "service")
         ended = compose(project, "ps", "--all", "--format", "{{.ExitCode}}", "service")
         assert ended.output.split() == ["0"]
