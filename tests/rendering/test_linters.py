@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -88,6 +89,21 @@ def test_containers_can_do_what_they_must_and_no_more(service: Project) -> None:
     lines = (service.path / DOCKERFILE).read_text().splitlines()
     assert "USER 10001" in lines
     assert "ENV FORWARDED_ALLOW_IPS=127.0.0.1" in lines
+
+
+def test_all_that_the_image_has_is_read_by_others(rendered: Render, tmp_path: Path) -> None:
+    """Files are copied with the modes of the checkout."""
+    service = rendered()
+    text = (service.path / DOCKERFILE).read_text()
+    copied = re.findall(r"^COPY (?!--from)(.*) \S+$", text.rpartition("FROM ")[2], re.MULTILINE)
+    for name in " ".join(copied).split():
+        service.run("cp", "-r", name, tmp_path)
+    service.run("chmod", "-R", "u=rwX,go=", *tmp_path.iterdir())
+    (command,) = re.findall(r"^RUN (.*compileall.*)$", text, re.MULTILINE)
+    env = {"PATH": f"{service.python.parent}:/usr/bin:/bin"}
+    run("sh", "-euc", command, cwd=tmp_path, env=env)
+    for path in tmp_path.rglob("*"):
+        assert path.stat().st_mode & 0o004, path
 
 
 @pytest.mark.parametrize(("ci", "name"), [("github", GITHUB), ("gitlab", GITLAB)])

@@ -43,9 +43,10 @@ def compose(project: Project, *command: str, status: int | None = 0) -> Finished
 def unstarted(
     request: pytest.FixtureRequest, rendered: Render, tmp_path: Path
 ) -> Iterator[tuple[Project, Client]]:
-    """A checkout, on a port and under a name of its own."""
+    """A checkout that only its owner may read, on a port and under a name of its own."""
     project = rendered(**request.param).copy_to(tmp_path / "service")
     shutil.rmtree(project.path / ".venv", ignore_errors=True)
+    project.run("chmod", "-R", "go=", ".")
     example = (project.path / ".env.example").read_text()
     password = PASSWORD.replace("\\", "\\\\").replace("$", "\\$")
     given = f'{example}\nSERVICE_PASSWORD="{password}"\nJWT_SECRET={SECRET}\n'
