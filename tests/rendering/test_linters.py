@@ -89,6 +89,7 @@ def test_containers_can_do_what_they_must_and_no_more(service: Project) -> None:
     lines = (service.path / DOCKERFILE).read_text().splitlines()
     assert "USER 10001" in lines
     assert "ENV FORWARDED_ALLOW_IPS=127.0.0.1" in lines
+    assert "ENV ENVIRONMENT=production" in lines
 
 
 def test_all_that_the_image_has_is_read_by_others(rendered: Render, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def unstarted(
 
 
 def test_compose_runs_all_of_it(unstarted: tuple[Project, Client]) -> None:
-    """Built, ready, stopped in order, and run again."""
+    """Built, ready, stopped in order, and run again. The image alone refuses to start."""
     project, client = unstarted
     for _ in range(2):
         compose(project, "up", "--build", "--wait")
@@ -83,3 +83,5 @@ def test_compose_runs_all_of_it(unstarted: tuple[Project, Client]) -> None:
         compose(project, "stop", "service")
         ended = compose(project, "ps", "--all", "--format", "{{.ExitCode}}", "service")
         assert ended.output.split() == ["0"]
+    refused = project.run("docker", "run", "--rm", NAME, status=1)
+    assert "ENVIRONMENT=production needs DATABASE_URL" in refused.output
