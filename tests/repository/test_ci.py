@@ -19,7 +19,15 @@ from tests.service.test_pythons import PYTHONS
 from tests.support.command import run
 from tests.support.template import ROOT
 
-CONCERNS = [".ci/run", ".github/*", "renovate.json", "Makefile", "*.md", "*pyproject.toml*"]
+CONCERNS = [
+    ".ci/run",
+    "copier.yml",
+    ".github/*",
+    "renovate.json",
+    "Makefile",
+    "*.md",
+    "*pyproject.toml*",
+]
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 FORM = ".github/ISSUE_TEMPLATE/fault.yml"
@@ -93,6 +101,12 @@ def test_workflow_runs_what_is_there(workflow: Path) -> None:
 def test_ci_run_is_what_ci_runs() -> None:
     for workflow in WORKFLOWS:
         assert ["bash", ".ci/run"] in list(commands(workflow))
+
+
+def test_what_is_said_after_a_copy_commits_the_lock_file() -> None:
+    """The first `make` writes it, and CI of a service takes no other versions."""
+    said = yaml.safe_load((ROOT / "copier.yml").read_text())["_message_after_copy"]
+    assert said.index("make test") < said.index("git add")
 
 
 def test_pythons_are_those_of_the_question() -> None:
