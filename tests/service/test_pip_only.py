@@ -6,16 +6,19 @@ import os
 import re
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Render
+from tests.support.command import run
 from tests.support.embedded import remove_clusters
 from tests.support.project import Project
+from tests.support.template import ROOT
 from tests.variants import ALL_OFF, VARIANTS
 
-CONCERNS = ["template/Makefile.jinja", "template/pyproject.toml.jinja"]
+CONCERNS = ["Makefile", "template/Makefile.jinja", "template/pyproject.toml.jinja"]
 
 
 def path_without_uv() -> str:
@@ -40,6 +43,26 @@ def test_service_is_installed_and_tested_with_pip_alone(rendered: Render, tmp_pa
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("whose", ["template", "service"])
+def test_shell_that_tells_pip_where_to_install(
+    whose: str, rendered: Render, tmp_path: Path
+) -> None:
+    """Such a shell is a user's of a shared machine. What stands for uv needs no index."""
+    with zipfile.ZipFile(tmp_path / "uv-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("uv-1.data/scripts/uv", "#!/bin/sh\n")
+        wheel.writestr("uv-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: uv\nVersion: 1\n")
+        wheel.writestr("uv-1.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr("uv-1.dist-info/RECORD", "")
+    project = ROOT if whose == "template" else rendered(**ALL_OFF).path
+    shutil.copy(project / "Makefile", tmp_path)
+    index = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}
+    elsewhere = {name: str(tmp_path / "elsewhere") for name in ("PIP_TARGET", "PIP_PREFIX")}
+    env = {"PATH": path_without_uv(), **index, **elsewhere, "PIP_USER": "1"}
+    run("make", f"PYTHON={sys.executable}", ".venv/bin/uv", cwd=tmp_path, env=env)
+    assert (tmp_path / ".venv/bin/uv").exists()
+
+
+@pytest.mark.thorough
 def test_service_that_was_moved(rendered: Render, tmp_path: Path) -> None:
     """The scripts of its environment name the folder in which that was made."""
     project = rendered(**ALL_OFF).copy_to(tmp_path / "service")
@@ -50,7 +73,8 @@ def test_service_that_was_moved(rendered: Render, tmp_path: Path) -> None:
     script = project.path / ".venv/bin/pytest"
     script.write_text("#!/where/it/was/.venv/bin/python\n")
     script.chmod(0o755)
-    env = {"UV_NO_SYNC": "1", "PATH": f"{Path(os.environ['UV']).parent}:{os.environ['PATH']}"}
+    path = f"{Path(os.environ['UV']).parent}:{os.environ['PATH']}"
+    env = {"UV_NO_SYNC": "1", "PATH": path, "PYTHONOPTIMIZE": "1"}
     project.run("make", "-s", "test", "ARGS=--no-cov --markers", env=env)
     shown = project.run("make", "-n", "check", "format", "migrate", "seed", env=env).output
     assert {*re.findall(r"uv\"? run (\S+)", shown)} == {"python", "ruff", "squawk"}
