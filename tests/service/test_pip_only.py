@@ -78,3 +78,20 @@ def test_service_that_was_moved(rendered: Render, tmp_path: Path) -> None:
     project.run("make", "-s", "test", "ARGS=--no-cov --markers", env=env)
     shown = project.run("make", "-n", "check", "format", "migrate", "seed", env=env).output
     assert {*re.findall(r"uv\"? run (\S+)", shown)} == {"python", "ruff", "squawk"}
+
+
+def test_uv_that_is_too_old_is_not_used(rendered: Render, tmp_path: Path) -> None:
+    project = rendered(**ALL_OFF)
+    old = tmp_path / "uv"
+    old.write_text("#!/bin/sh\n[ $# -lt 2 ]\n")  # to --group it says no
+    old.chmod(0o755)
+    env: dict[str, str | None] = {"PATH": f"{tmp_path}:{path_without_uv()}"}
+    shown = project.run("make", "-n", "-W", ".venv/bin/uv", "test", env=env).output
+    assert ".venv/bin/uv run python -m pytest" in shown
+
+
+def test_path_that_alembic_can_not_read_is_told(rendered: Render, tmp_path: Path) -> None:
+    project = rendered(**ALL_OFF).copy_to(tmp_path / "100% service")
+    said = project.run("make", "run", status=2).output
+    assert "a % in the path" in said
+    assert str(project.path) in said

@@ -21,7 +21,7 @@ from psycopg.conninfo import make_conninfo
 from .. import environment, files
 from ..errors import HarnessError
 from ..servers import user
-from ..servers.binaries import binaries
+from ..servers.binaries import binaries, is_misread
 from ..servers.loopback import HOST, first_port, on_a_free_port
 from ..servers.postgres import EmbeddedServer
 from ..servers.processes import command_line
@@ -83,10 +83,10 @@ class DevelopmentServer(EmbeddedServer):
         return psycopg.connect(self.conninfo(database), connect_timeout=10, autocommit=True)
 
     def binaries(self) -> Path:
-        if not user.arguments():
+        if not user.arguments() and not is_misread(self.home):
             return binaries(self.home)
-        # Its user may be able neither to read the package nor to enter the project: a copy lies
-        # where those of the tests do, and is theirs to remove once nobody uses it.
+        # Its user may be able neither to read the package nor to enter the project, nor initdb to name
+        # it: a copy lies where those of the tests do, and is theirs to remove once nobody uses it.
         name = "-".join((self._key, *environment.realm(), "run"))
         self._copy = EmbeddedServer(environment.bases()[0] / name)
         self._copy._make_home()

@@ -48,7 +48,8 @@ def binaries(home: Path) -> Path:
     if spec is None or not spec.submodule_search_locations:
         return _installed()
     package = Path(spec.submodule_search_locations[0])
-    if not user.arguments() or _can_be_run(package / "pginstall"):
+    can_be_run = not user.arguments() or _can_be_run(package / "pginstall")
+    if can_be_run and not is_misread(package):
         folder = package / "pginstall/bin"
     else:
         folder = _copy(package, _place(home)) / "pginstall/bin"
@@ -57,6 +58,11 @@ def binaries(home: Path) -> Path:
     except (OSError, subprocess.CalledProcessError):  # as where systems load programs otherwise
         return _installed()
     return folder
+
+
+def is_misread(folder: Path) -> bool:
+    """Whether initdb can't start what is there: it asks a shell, in double quotes."""
+    return bool(set('"$`\\') & set(str(folder)))
 
 
 def _installed() -> Path:
@@ -86,12 +92,12 @@ def _place(home: Path) -> Path:
     """A folder for the copy. Memory is often mounted so that programs in it can't be run."""
     for folder in (home, *(base / home.name for base in environment.bases())):
         private(folder)
-        if not os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        if not is_misread(folder) and not os.statvfs(folder).f_flag & os.ST_NOEXEC:
             break
     else:
         raise HarnessError(
-            f"{home} is on a file system from which no program can be run (noexec), and so are all other folders "
-            f"that could hold one. Name a folder on another in TMPDIR, or {ANOTHER_SERVER}."
+            f'{home} is on a file system from which no program can be run (noexec), or has one of "$`\\ in its path, '
+            f"and so are all other folders that could hold one. Name a folder on another in TMPDIR, or {ANOTHER_SERVER}."
         )
     if folder != home:
         os.utime(folder)  # when it was last used
