@@ -49,13 +49,13 @@ LLM = 4
 # One feature off each, all on and all off: every pair of answers to two features is among them.
 # The other names are with features whose tests start processes, and name the package to them.
 VARIANTS = {
-    "defaults": Variant(427, 353, skipped=LLM),
+    "defaults": Variant(434, 353, skipped=LLM),
     "no auth": Variant(366, 227, skipped=LLM, answers={"use_auth": False}),
     "no redis, other names": Variant(
-        425, 339, skipped=LLM, answers={"use_redis": False, **OTHER_NAMES}
+        432, 339, skipped=LLM, answers={"use_redis": False, **OTHER_NAMES}
     ),
-    "no pgvector": Variant(410, 353, skipped=LLM, answers={"use_pgvector": False}),
-    "no assistant": Variant(215, 269, answers={"use_assistant": False}),
+    "no pgvector": Variant(417, 353, skipped=LLM, answers={"use_pgvector": False}),
+    "no assistant": Variant(222, 269, answers={"use_assistant": False}),
     "all off": Variant(125, 122, answers=dict.fromkeys(FEATURES, False)),
 }
 DEFAULTS = VARIANTS["defaults"]
