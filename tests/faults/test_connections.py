@@ -15,7 +15,7 @@ from tests.support import postgres, redis
 from tests.support.command import overlaid
 from tests.support.machine import linux_only
 from tests.support.postgres import Server
-from tests.support.small import Small, passed, small_service, wait_until
+from tests.support.small import SQL, Small, passed, small_service, wait_until
 from tests.support.tiers import first, slow
 from tests.variants import ALL_OFF
 
@@ -618,3 +618,29 @@ def test_language(tmp_path, monkeypatch):
 def test_redis_does_not_speak_the_shells_language(service: Small) -> None:
     outcome = service.tried(LANGUAGE, LC_ALL="tlh_KL.UTF-8")
     assert outcome.counts == {"passed": 1}, outcome.output
+
+
+ENDS_ALL = f"""{SQL}
+import pytest
+
+ALL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+
+
+@pytest.mark.parametrize("change", ["SELECT", "DELETE FROM customers", "CREATE TABLE other ()"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_ends_all_sessions_of_the_server(change, fails):
+    assert sql("SELECT count(*) FROM customers") == [(5,)]
+    sql(change)
+    sql(ALL)
+    assert not fails
+
+
+def test_last():
+    assert sql("SELECT to_regclass('other'), count(*) FROM customers") == [(None, 5)]
+"""
+
+
+def test_a_test_that_ends_all_sessions_of_the_server(small: Small) -> None:
+    """Those of the harness among them: it costs no test."""
+    outcome = small.tried(ENDS_ALL)
+    assert outcome.counts == {"passed": 4, "failed": 3}

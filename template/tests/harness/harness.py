@@ -7,7 +7,7 @@ import functools
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from .checks import failure, uncommitted, versions
 from .environment import Environment
@@ -19,8 +19,10 @@ from .summary import Summary
 if TYPE_CHECKING:
     from .golden.databases import Connection
     from .isolation.connections import KeptConnections
-    from .isolation.worker import Stored, WorkerDatabase
+    from .isolation.worker import Left, Stored, WorkerDatabase
     from .servers.postgres import EmbeddedServer
+
+T = TypeVar("T")
 
 
 class Harness:
@@ -106,8 +108,7 @@ class Harness:
             server = (
                 f"PostgreSQL {self._connection.info.server_version // 10000}, TEST_DATABASE_URL"
             )
-        self._connection.execute("SET stats_fetch_consistency = none")
-        databases.hold_run(self._connection, self.environment.run)
+        self._hold_run(self._connection)
         swept, self.summary.left = databases.sweep(self._connection, self.environment.run)
         self._kept = self._kept_connections()
         self.worker = WorkerDatabase(
@@ -123,6 +124,32 @@ class Harness:
         ]
         if swept:
             self.header.append(f"swept: {len(swept)} databases that runs before left behind")
+
+    def _hold_run(self, connection: Connection) -> None:
+        from .golden import databases
+
+        connection.execute("SET stats_fetch_consistency = none")
+        databases.hold_run(connection, self.environment.run)
+
+    def _settle(self, *, keep: bool = False) -> Left:
+        return self._tried_again(lambda: self.worker.settle(keep=keep))
+
+    def _tried_again(self, step: Callable[[], T]) -> T:
+        """What the worker answers; asked once more where somebody has ended our session meanwhile."""
+        import psycopg
+
+        from .golden import databases
+
+        try:
+            return step()
+        except psycopg.errors.AdminShutdown as ended:
+            try:
+                self._connection = databases.connect(self.environment)
+            except HarnessError:  # it was the whole server that was told to stop
+                raise ended from None
+        self._hold_run(self._connection)
+        self.worker.use(self._connection)
+        return step()
 
     def _watch_sqlalchemy(self) -> None:
         from .isolation import pools
@@ -241,7 +268,7 @@ class Harness:
         if self._dirty or own_database:
             with self._explained():
                 if self._dirty:
-                    self.worker.settle()
+                    self._settle()
                 if own_database:
                     self.worker.renew()
             self._dirty = False
@@ -268,7 +295,7 @@ class Harness:
             return left
         self._dirty = True
         with self._explained():
-            found = self.worker.settle(keep=failed)
+            found = self._settle(keep=failed)
         self._dirty = False
         self._see()
         if found.kept:
@@ -341,7 +368,7 @@ class Harness:
         if not self._started or (not stored and (self._dirty or self._is_untouched())):
             return
         with self._explained():
-            sessions = self.worker.pop(stored) if stored else self.worker.settle().sessions
+            sessions = self.worker.pop(stored) if stored else self._settle().sessions
         self._see()
         if sessions:
             self._left.append("A fixture left database sessions open:\n" + "\n".join(sessions))
@@ -365,5 +392,5 @@ class Harness:
         if not self._started or self.lost:
             return ""
         with suppress(HarnessError), self._explained():  # the end of the test will tell
-            return "\n".join(self.worker.describe_open_sessions())
+            return "\n".join(self._tried_again(self.worker.describe_open_sessions))
         return ""

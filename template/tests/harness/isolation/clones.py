@@ -56,6 +56,13 @@ class Clones:
         self._background = ThreadPoolExecutor(1, thread_name_prefix="tests.harness databases")
         self._background_connection: Connection | None = None
 
+    def use(self, connection: Connection) -> None:
+        """Use another connection, and another in the background. Spares may have failed, too."""
+        self._connection = connection
+        if self._background_connection is not None:
+            self._background.submit(self._background_connection.close)
+        self.forget_spares()
+
     def make(self, connection: Connection, name: str) -> None:
         """Make a clone, with the limits of tests."""
         self._clone(connection, name)
@@ -182,7 +189,7 @@ class Clones:
         databases.drop_named(self._connection, name)
 
     def _in_background(self) -> Connection:
-        if self._background_connection is None:
+        if self._background_connection is None or self._background_connection.closed:
             self._background_connection = databases.connect(self._environment)
         return self._background_connection
 

@@ -141,6 +141,11 @@ class WorkerDatabase:
             return [str(error).strip()]
         return []
 
+    def use(self, connection: Connection) -> None:
+        """Use another connection to the maintenance database: somebody has ended the last one."""
+        self._connection = connection
+        self._clones.use(connection)
+
     def _connect(self) -> Connection:
         return databases.connect(self._environment, self._environment.database)
 
@@ -265,6 +270,9 @@ class WorkerDatabase:
             return self._putback.read(repeat=repeat)
         except (psycopg.Error, HarnessError):
             self._putback.close()
+            self._connection.execute(
+                "SELECT"
+            )  # who ended one of our sessions has perhaps ended all
             return None
 
     def _others(self, sessions: Set[int]) -> set[int]:
