@@ -260,7 +260,8 @@ def prepare(
         variables: further environment variables of the service under test.
 
     Raises:
-        HarnessError: there is no place for the tests' server, or a URL begins as none of Postgres does.
+        HarnessError: there is no place for the tests' server, a URL begins as none of Postgres does, or the
+            environment takes no such variable.
     """
     global current  # noqa: PLW0603 - one process, one environment
     if "pytest" in sys.modules:
@@ -268,9 +269,18 @@ def prepare(
             versions.check_plugins()
         except HarnessError as error:
             sys.exit(str(error))  # pytest would wrap a traceback around it
+    if not isinstance(database_parts, Parts | None):
+        raise HarnessError(
+            f"prepare(database_parts={database_parts!r}): it takes Parts(host=…, …)."
+        )
+    names = [*database_url] if isinstance(database_url, Mapping) else [database_url]
+    if database_parts is not None:
+        names += [name for name in vars(database_parts).values() if name is not None]
+    for name, value in [*((n, "") for n in [*names, redis_url or "_"]), *variables.items()]:
+        _check_variable(name, value)
     drivers = database_url if isinstance(database_url, Mapping) else {database_url: _ASYNCPG}
     for driver in drivers.values():
-        if not urls.SCHEME.fullmatch(driver):
+        if not urls.SCHEME.fullmatch(str(driver)):
             raise HarnessError(
                 f"prepare() was told of URLs that begin with {driver}. Those of Postgres begin with "
                 "postgresql, postgresql+asyncpg, postgresql+psycopg and the like."
@@ -312,6 +322,15 @@ def prepare(
         _set(redis_url, current.redis_url)
     os.environ.update(variables)
     return current
+
+
+def _check_variable(name: object, value: object) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"[^=\0]+", name):
+        raise HarnessError(f"prepare() was told of {name!r}, which is no name of a variable.")
+    if not isinstance(value, str):
+        raise HarnessError(
+            f"prepare({name}=…): the value of a variable is a text, not {type(value)}."
+        )
 
 
 def _own(variable: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,17 @@ class Recipe:
     seeded: Sequence[str] = ()
     timeout: float = 300
 
+    def __post_init__(self) -> None:
+        """Raises HarnessError where a text, or nothing, is in the place of a list."""
+        lists = [(n, getattr(self, n)) for n in ("extensions", "commands", "sources", "seeded")]
+        if all(_is_list(value) for _, value in lists):
+            lists = [("commands", words) for step in self.steps for words in step]
+        for name, value in lists:
+            if not _is_list(value):
+                raise HarnessError(
+                    f"{value!r} in the {name} of the recipe, in {CONFTEST}, is no list."
+                )
+
     @property
     def metadatas(self) -> Sequence[str]:
         """Their names, one or several."""
@@ -62,6 +73,10 @@ class Recipe:
     def steps(self) -> list[Sequence[Sequence[str]]]:
         """The commands, those that run at the same time as one step."""
         return [c.commands if isinstance(c, Together) else (c,) for c in self.commands]
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Collection) and not isinstance(value, str)
 
 
 def module(name: str, *arguments: str) -> list[str]:

@@ -1,0 +1,49 @@
+"""What the harness says of arguments that it can't use: which, and in one sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.small import Small
+
+CONCERNS = ["*/harness/environment.py", "*/harness/recipe.py"]
+
+WALK = """
+from tests.harness import Recipe, module, together
+from tests.harness.environment import Parts, prepare
+from tests.harness.errors import HarnessError
+
+for call in {calls}:
+    try:
+        eval(call)
+        print(call, "-> taken")
+    except HarnessError as error:
+        print(error)
+"""
+
+# Each, and what is said of it.
+PREPARE = {
+    "prepare(FOO=3)": "prepare(FOO=…): the value of a variable is a text, not <class 'int'>.",
+    "prepare(database_url='')": "prepare() was told of '', which is no name of a variable.",
+    "prepare(database_url=['A'])": "prepare() was told of ['A'], which is no name of a variable.",
+    "prepare(database_url={'A': 3})": "prepare() was told of URLs that begin with 3.",
+    "prepare(redis_url='A=B')": "prepare() was told of 'A=B', which is no name of a variable.",
+    "prepare(database_parts='A')": "prepare(database_parts='A'): it takes Parts(host=…, …).",
+    "prepare(database_parts=Parts(host=1, port='A', user='A', name='A'))": "told of 1, which",
+}
+RECIPE = {
+    "Recipe(metadata=None, extensions='vector')": "'vector' in the extensions of the recipe,",
+    "Recipe(metadata=None, sources=None)": "None in the sources of the recipe,",
+    "Recipe(metadata=None, seeded='customers')": "'customers' in the seeded of the recipe,",
+    "Recipe(metadata=None, commands='a b')": "'a b' in the commands of the recipe,",
+    "Recipe(metadata=None, commands=['a b'])": "'a b' in the commands of the recipe,",
+    "Recipe(metadata=None, commands=[together('a')])": "'a' in the commands of the recipe,",
+    "Recipe(metadata=None, commands=[together(module('a')), ('b',)], sources={'c'})": "taken",
+}
+
+
+@pytest.mark.parametrize("said", [PREPARE, RECIPE], ids=["prepare", "recipe"])
+def test_arguments_that_can_not_be_used_are_named(said: dict[str, str], small: Small) -> None:
+    output = small.run(small.python, "-c", WALK.format(calls=[*said])).output.splitlines()
+    for line, (call, part) in zip(output, said.items(), strict=True):
+        assert part in line, call
