@@ -441,3 +441,15 @@ def test_killed_as_it_starts_a_process(small: Small, complete: Any) -> None:
     plugin.unlink()
     assert died >= 3, "what seeds, what ingests, and what ends them"
     small.healed(complete)
+
+
+def test_role_that_an_earlier_build_has_made(small: Small) -> None:
+    """It belongs to the server, which outlives the database."""
+    url = "os.environ['DATABASE_URL'].replace('+asyncpg', '')"
+    create = f"import psycopg; psycopg.connect({url}).execute('CREATE ROLE reader')"
+    small.edit_seeder()
+    with small.console() as console:
+        console.sql("CREATE ROLE reader")
+        said = small.red(SEED=create)
+        console.sql("DROP ROLE reader")
+    assert "an earlier build has made it. Make it only where it is not there." in said

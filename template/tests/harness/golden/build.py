@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shlex
 import subprocess
@@ -44,6 +45,10 @@ _MAKES_NO_SCHEMA = """
 It makes no schemas. Let the metadata make this one before, where it is defined:
     event.listen(Base.metadata, "before_create", CreateSchema("…", if_not_exists=True))
 or make the tables by a command, and leave the metadata None."""
+
+_MADE_BEFORE = re.compile(r'(role|tablespace) ".*" already exists')
+_OF_THE_SERVER = """
+Roles and tablespaces belong to the whole server: an earlier build has made it. Make it only where it is not there."""
 
 Say = Callable[[str], None]
 
@@ -268,9 +273,11 @@ def _run(
             failed = _wait(running, recipe.timeout)
         if failed:
             one, how = failed
+            said = _end_of(one.output) or "(no output)"
+            hint = _OF_THE_SERVER if _MADE_BEFORE.search(said) else ""
             raise HarnessError(
                 f"{_NOT_BUILT}: a command {how}. Nothing was published.\n"
-                f"$ {shlex.join(one.command)}\n{_end_of(one.output) or '(no output)'}"
+                f"$ {shlex.join(one.command)}\n{said}{hint}"
             )
 
 
