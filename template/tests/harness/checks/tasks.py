@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import inspect
-import weakref
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import Context, ContextVar
 from typing import Any
 
 import pytest
@@ -18,7 +20,8 @@ _TEST = pytest.StashKey[Any]()
 _RUNNING = pytest.StashKey["dict[asyncio.Task[Any], str] | None"]()
 
 _loop: asyncio.AbstractEventLoop | None = None  # the session's, which all tests share
-_of_fixtures: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()  # of wider ones
+_wide = ContextVar("of a wider fixture", default=False)
+"""Each task has the context of what began it: a server's those of its connections, a worker's its own."""
 
 
 def watch_loop(loop: asyncio.AbstractEventLoop | None) -> None:
@@ -38,10 +41,20 @@ def begin(item: pytest.Item) -> None:
 
 @contextmanager
 def of_a_wider_fixture() -> Iterator[None]:
-    """What is begun in this block runs for a fixture's scope."""
-    before = _running()
-    yield
-    _of_fixtures.update(_running() - before)
+    """What is begun in this block, and what that begins during tests, runs for a fixture's scope."""
+    token = _wide.set(True)
+    try:
+        yield
+    finally:
+        _wide.reset(token)
+
+
+def _is_wide(task: asyncio.Task[Any]) -> bool:
+    if sys.version_info >= (3, 12):
+        context: Context = task.get_context()
+    else:  # it has one that it does not tell
+        context = next(found for found in gc.get_referents(task) if isinstance(found, Context))
+    return context.get(_wide, False)
 
 
 def watch(item: pytest.Item) -> None:
@@ -55,9 +68,11 @@ def _watched(item: pytest.Item, test: Callable[..., Awaitable[Any]]) -> Callable
     @functools.wraps(test)
     async def watched(*args: Any, **kwargs: Any) -> Any:
         before = _tasks_here()
+        token = _wide.set(False)  # a wider fixture of anyio's may have begun the task of all tests
         try:
             return await test(*args, **kwargs)
         finally:
+            _wide.reset(token)
             item.stash[_LEFT] = _tasks_here() - before
 
     return watched
@@ -83,12 +98,12 @@ def watch_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
 
 def _note(item: pytest.Item) -> None:
     before = item.stash.get(_BEFORE, None)
-    on_loop = set() if before is None else _running() - before - set(_of_fixtures)
+    on_loop = set() if before is None else _running() - before
     item.stash[_RUNNING] = {
         task: _describe(task)
         for task in item.stash.get(_LEFT, set()) | on_loop
         # One that is being cancelled ends as soon as its loop runs again.
-        if not task.done() and not task.cancelling() and not _closes_a_generator(task)
+        if not (task.done() or task.cancelling() or _closes_a_generator(task) or _is_wide(task))
     }
 
 
