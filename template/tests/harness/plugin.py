@@ -86,6 +86,8 @@ def pytest_configure(config: pytest.Config) -> None:
         guard.check_url(environment.current)
     except HarnessError as error:
         raise pytest.UsageError(str(error)) from None
+    if environment.current.redis:  # a conftest.py need not name it
+        config.pluginmanager.import_plugin(f"{__package__}.valkey")
     config.stash[HARNESS] = Harness(
         environment.current, lambda: _recipe(config), lambda line: _say(config, line)
     )

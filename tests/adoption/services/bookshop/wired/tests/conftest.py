@@ -4,7 +4,7 @@ from httpx import ASGITransport, AsyncClient
 from tests.harness import Recipe, script
 from tests.harness.lifespan import running
 
-pytest_plugins = ["tests.harness.plugin", "tests.harness.valkey"]
+pytest_plugins = ["tests.harness.plugin"]
 
 
 def pytest_harness_recipe() -> Recipe:
