@@ -15,11 +15,16 @@ from tests.support import postgres, redis
 from tests.support.machine import kill, linux_only, started_with
 from tests.support.postgres import Server
 from tests.support.redis import Redis
-from tests.support.small import PASSED, Small, passed, small_service, wait_until
+from tests.support.small import PASSED, SQL, Small, passed, small_service, wait_until
 from tests.support.tiers import first, slow
 from tests.variants import ALL_OFF
 
-CONCERNS = ["*/harness/golden/databases.py", "*/harness/valkey.py", "*/harness/servers/valkey.py"]
+CONCERNS = [
+    "*/harness/golden/databases.py",
+    "*/harness/valkey.py",
+    "*/harness/servers/valkey.py",
+    "*/harness/servers/postgres.py",
+]
 
 pytestmark = linux_only
 
@@ -27,6 +32,19 @@ MARK = 1_070_777  # our connection limit, see tests/harness/golden/databases.py
 NOTES = '{"fingerprint": "0123456789abcdef", "project": "/", "built": "2000-01-01T00:00:00"}'
 
 LONG = "app_w_0badcafe_".ljust(63, "m")
+
+# Without a host, libpq's default in the server: that of whoever runs a Postgres on this machine.
+NO_HOST = (
+    SQL
+    + """
+THERE = "dblink('dbname=' || current_database(), 'SHOW data_directory') AS there (folder text)"
+
+
+def test_dblink():
+    sql("CREATE EXTENSION dblink")
+    assert sql(f"SELECT folder FROM {THERE}") == sql("SHOW data_directory")
+"""
+)
 
 # Names, owners and options of databases that are not the harness's.
 NEIGHBOURS = [
@@ -261,3 +279,8 @@ def test_redis_with_keys_of_others_is_refused(neighbours: Redis, service: Small)
         assert "to use the embedded server" in output
         assert "Traceback" not in output
     assert [neighbours.held(number) for number in range(redis.DATABASES)] == before
+
+
+def test_sql_that_names_no_host_stays_on_its_server(small: Small) -> None:
+    outcome = small.tried(NO_HOST)
+    assert (outcome.status, outcome.counts) == (0, {"passed": 1}), outcome.output[-4000:]

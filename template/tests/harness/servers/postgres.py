@@ -383,6 +383,10 @@ class EmbeddedServer:
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         path, cwd = self._reached(self.data)
         command = user.command(folder / "postgres", "-D", path, *options)
+        arguments = program(cwd)
+        # For dblink, foreign tables and subscriptions that name no host: else somebody else's server.
+        itself = {"PGHOST": self.home / "socket", "PGPORT": settings["port"], "PGUSER": "postgres"}
+        arguments["env"] |= {name: str(value) for name, value in itself.items()}
         self._take_over()
         write(self._log, b"")
         self._log_is_of_now = True
@@ -393,7 +397,7 @@ class EmbeddedServer:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for whoever started it
-                **program(cwd),
+                **arguments,
             )
         deadline = time.monotonic() + self.start_seconds
         try:
