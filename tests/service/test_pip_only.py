@@ -56,7 +56,9 @@ def test_shell_that_tells_pip_where_to_install(
     project = ROOT if whose == "template" else rendered(**ALL_OFF).path
     shutil.copy(project / "Makefile", tmp_path)
     index = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}
-    elsewhere = {name: str(tmp_path / "elsewhere") for name in ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT")}
+    elsewhere = {
+        name: str(tmp_path / "elsewhere") for name in ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT")
+    }
     env = {"PATH": path_without_uv(), **index, **elsewhere, "PIP_USER": "1"}
     run("make", f"PYTHON={sys.executable}", ".venv/bin/uv", cwd=tmp_path, env=env)
     assert (tmp_path / ".venv/bin/uv").exists()

@@ -272,9 +272,8 @@ class WorkerDatabase:
             return self._putback.read(repeat=repeat)
         except (psycopg.Error, HarnessError):
             self._putback.close()
-            self._connection.execute(
-                "SELECT"
-            )  # who ended one of our sessions has perhaps ended all
+            # Who ended one of our sessions has perhaps ended all.
+            self._connection.execute("SELECT")
             return None
 
     def _others(self, sessions: Set[int]) -> set[int]:
