@@ -243,34 +243,3 @@ def test_clock_that_is_stopped(scope: str, extended: Small) -> None:
     assert found.keys() == {"leaks", "leaks_by_psycopg"}
     for said in found.values():
         assert said.count("The test left database sessions open") == 5
-
-
-# As pytest-forked does with each test.
-FORKED = (
-    SQL
-    + """
-import pytest
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of threads, which a fork has not
-def test_in_a_fork(request):
-    child = os.fork()
-    if child == 0:
-        try:
-            request.config.hook.pytest_runtest_setup(item=request.node)
-        except BaseException as error:
-            os._exit("pytest-xdist has processes with databases" not in str(error))
-        os._exit(1)
-    assert os.waitpid(child, 0)[1] == 0
-    sql("DELETE FROM customers")
-
-
-def test_next():
-    assert sql("SELECT count(*) FROM customers") == [(5,)]
-"""
-)
-
-
-def test_fork_is_told_that_its_database_is_anothers(small: Small) -> None:
-    outcome = small.tried(FORKED, "-p", "no:randomly")
-    assert (outcome.status, outcome.counts) == (0, {"passed": 2}), outcome.output[-4000:]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -45,7 +44,6 @@ class Harness:
         self._kept: KeptConnections | None = None
         self._failure: Exception | None = None
         self._started = False
-        self._process = os.getpid()
         self._dirty = False
         self._log_begin = 0
         self._log_seen = -1
@@ -265,12 +263,6 @@ class Harness:
         """
         if not self._started:
             return
-        if os.getpid() != self._process:
-            self._started = False  # for the fork: all of it is the other's
-            raise HarnessError(
-                "This test runs in a fork of the process that has the tests' database, as by pytest-forked. Leave "
-                "--forked away; pytest-xdist has processes with databases of their own."
-            )
         if self._server is not None:
             self._log_begin = self._server.log_size()
         if self._dirty or own_database:
