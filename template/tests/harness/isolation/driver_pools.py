@@ -14,18 +14,6 @@ from typing import Any
 
 def idle() -> set[int]:
     """The server's processes of sessions that a pool keeps, that nobody uses and somebody still can."""
-    connections = [
-        connection
-        for pool in _found("psycopg_pool.base", "BasePool")
-        if not any(_has_gone(worker) for worker in pool._workers)
-        for connection in tuple(pool._pool)
-        if not connection.closed
-    ]
-    return renewed() | {connection.info.backend_pid for connection in connections}
-
-
-def renewed() -> set[int]:
-    """Those of them that may end: asyncpg's pools open others, once told to `expire()`."""
     holders = [
         held
         for pool in _found("asyncpg.pool", "Pool")
@@ -33,7 +21,16 @@ def renewed() -> set[int]:
         for held in pool._holders
         if held.is_connected() and held.is_idle()
     ]
-    return {held._con.get_server_pid() for held in holders}
+    connections = [
+        connection
+        for pool in _found("psycopg_pool.base", "BasePool")
+        if not any(_has_gone(worker) for worker in pool._workers)
+        for connection in tuple(pool._pool)
+        if not connection.closed
+    ]
+    return {held._con.get_server_pid() for held in holders} | {
+        connection.info.backend_pid for connection in connections
+    }
 
 
 def expire() -> None:

@@ -410,7 +410,7 @@ class WorkerDatabase:
     def _new_level(self, fixture: str, changed: set[int] | None, now: Reading) -> Level:
         inside = self._putback.connection
         own = content.read(inside, changed) if changed is not None else {}
-        open_ = self._not_ours(now.sessions.keys()) - driver_pools.renewed()
+        open_ = self._not_ours(now.sessions.keys())
         if (
             changed is not None
             and all(table.rows is not None for table in own.values())
