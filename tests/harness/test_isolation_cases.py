@@ -26,10 +26,10 @@ PASSED = {
     "test_driver_connection.py": 10,
     "test_ends_with_its_transaction.py": 8,
     "test_killed_by_others.py": 4,
-    "test_pools_of_drivers.py": 15,
     "test_sequences_in_blocks.py": 6,
     "test_sessions_within_savepoints.py": 6,
     "test_swallowed_error.py": 1,
+    "test_tasks_of_wider_fixtures.py": 3,
     "test_wider_fixtures.py": 3,
 }
 

@@ -82,7 +82,7 @@ def test_suite_is_green_on_the_loop_that_serves(rendered: Render, tmp_path: Path
     """As docs/testing.md says."""
     project = rendered(**SHORT.answers).copy_to(tmp_path / "service")
     (said,) = re.findall(
-        r"^```python\n(import uvloop\n.*?)^```",
+        r"^```python\n(def pytest_asyncio_loop_factories.*?)^```",
         (project.path / "docs/testing.md").read_text(),
         re.MULTILINE | re.DOTALL,
     )

@@ -25,7 +25,7 @@ itself in `tests/conftest.py`; the guide is `docs/testing.md`. To read the code,
                        clones: spares that replace it
                        changes: what Postgres counted (content: what it should hold)
                        putback: rows put back, and compared
-                       pools: what they keep in tests, which is nothing (driver_pools: but the drivers' own)
+                       pools: what they keep in tests, which is nothing
                        connections: those of the service, kept from test to test
                        statements: what a session remembers of one
     development/       what `make run` brings: such servers, and the service

@@ -302,8 +302,8 @@ class Harness:
             self.summary.kept.append(f"{name}\n    python -m {NAME} psql {found.kept}")
         if found.ended:
             self.summary.left.append(
-                f"{name} had its database replaced, and so ended {found.ended} sessions that wider fixtures or pools hold: "
-                "tests that use them later fail, but by pools of asyncpg, which open others"
+                f"{name} had its database replaced, and so ended {found.ended} sessions that wider fixtures hold: "
+                "tests that use them later fail"
             )
         if found.sessions:
             left.append("The test left database sessions open:\n" + "\n".join(found.sessions))

@@ -20,7 +20,7 @@ from ..golden.databases import Connection
 from ..recipe import Recipe
 from ..summary import Summary
 from ..waiting import polls
-from . import changes, content, driver_pools
+from . import changes, content
 from .changes import Reading
 from .clones import Clones
 from .content import Marks
@@ -90,7 +90,7 @@ class WorkerDatabase:
         self._putback: PutBack
         self._shared = 0
         self._shared_objects: set[str] = set()
-        # Sessions that wider fixtures or pools hold, and when each was last active, where that is known.
+        # Sessions that wider fixtures hold, and when each was last active, where that is known.
         self._wide: dict[int, str | None] = {}
         self._since_replaced = _LOCALITY
         self._clone_seconds = 0.0
@@ -231,8 +231,6 @@ class WorkerDatabase:
         """
         self._since_replaced += 1
         now = self._read(repeat=not keep)
-        if now is None or self._others(now.sessions.keys()):
-            self._wide |= dict.fromkeys(driver_pools.idle() - self._wide.keys())  # perhaps it wrote
         left = Left()
         left.sessions, now = self._end_sessions(now)
         if now is None or now.holds:
@@ -349,8 +347,6 @@ class WorkerDatabase:
         self._putback.close()
         if self._kept is not None:
             self._kept.discard()
-        if self._wide:
-            driver_pools.expire()
         old, fresh = self._clones.replace(keep=keep)
         self._begin(fresh)
         self._since_replaced = 0
