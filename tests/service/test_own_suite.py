@@ -77,7 +77,7 @@ def test_suite_is_green_whatever_a_developer_has_set(project: Project) -> None:
     project.pytest("--no-cov", passed=variant.passed, skipped=variant.skipped)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_suite_is_green_on_the_loop_that_serves(rendered: Render, tmp_path: Path) -> None:
     """As docs/testing.md says."""
     project = rendered(**SHORT.answers).copy_to(tmp_path / "service")

@@ -354,7 +354,8 @@ class Small(Project):
         with self.console() as console:
             look = console.look()
         assert look.held[golden] == complete, "not what a build from nothing gives"
-        assert set(look.ours) == set(look.held) | (also or set())
+        expected = set(look.held) | (also or set())
+        assert set(look.ours) == expected, set(look.ours) ^ expected
         assert look.files <= _STAYS, look.files
         print(f"healed in {seconds:.2f} s")
         return seconds
