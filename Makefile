@@ -16,6 +16,8 @@ HARNESS = --config template/tests/harness/ruff.toml template/tests/harness
 TESTED = MAKEFLAGS= $(MAKE) --no-print-directory -C "$$dest" test
 # Of no concern here: an activated environment of another project, and where else pip is to install.
 unexport VIRTUAL_ENV PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT
+# Without assertions there are no tests, as pytest says.
+unexport PYTHONOPTIMIZE
 # Programs of Python are run by their module, `python -m pytest`: the scripts in .venv/bin name the folder
 # in which they were made, and are of no use where the clone was moved.
 
