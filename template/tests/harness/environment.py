@@ -271,15 +271,7 @@ def prepare(
             versions.check_plugins()
         except HarnessError as error:
             sys.exit(str(error))  # pytest would wrap a traceback around it
-    if not isinstance(database_parts, Parts | None):
-        raise HarnessError(
-            f"prepare(database_parts={database_parts!r}): it takes Parts(host=…, …)."
-        )
-    names = [*database_url] if isinstance(database_url, Mapping) else [database_url]
-    if database_parts is not None:
-        names += [name for name in vars(database_parts).values() if name is not None]
-    for name, value in [*((n, "") for n in [*names, redis_url or "_"]), *variables.items()]:
-        _check_variable(name, value)
+    _check_variables(database_url, database_parts, redis_url, variables)
     drivers = database_url if isinstance(database_url, Mapping) else {database_url: _ASYNCPG}
     for driver in drivers.values():
         if not urls.SCHEME.fullmatch(str(driver)):
@@ -327,13 +319,29 @@ def prepare(
     return current
 
 
-def _check_variable(name: object, value: object) -> None:
-    if not isinstance(name, str) or not re.fullmatch(r"[^=\0]+", name):
-        raise HarnessError(f"prepare() was told of {name!r}, which is no name of a variable.")
-    if not isinstance(value, str):
+def _check_variables(
+    database_url: str | Mapping[str, str],
+    database_parts: Parts | None,
+    redis_url: str | None,
+    variables: Mapping[str, str],
+) -> None:
+    if not isinstance(database_parts, Parts | None):
         raise HarnessError(
-            f"prepare({name}=…): the value of a variable is a text, not {type(value)}."
+            f"prepare(database_parts={database_parts!r}): it takes Parts(host=…, …)."
         )
+    names = [*database_url] if isinstance(database_url, Mapping) else [database_url]
+    if database_parts is not None:
+        names += [name for name in vars(database_parts).values() if name is not None]
+    if redis_url:
+        names.append(redis_url)
+    for name in [*names, *variables]:
+        if not isinstance(name, str) or not re.fullmatch(r"[^=\0]+", name):
+            raise HarnessError(f"prepare() was told of {name!r}, which is no name of a variable.")
+    for name, value in variables.items():
+        if not isinstance(value, str):
+            raise HarnessError(
+                f"prepare({name}=…): the value of a variable is a text, not {type(value)}."
+            )
 
 
 def _own(variable: str) -> str | None:
