@@ -99,5 +99,5 @@ uv:;
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 	  { echo "$(PYTHON) can't make virtual environments. On Debian and Ubuntu: apt install python3-venv. Or install uv." >&2; exit 1; }
 	@echo "No uv on this machine, or none since 0.4.27: putting one into .venv" >&2
-	@.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@.venv/bin/python -W ignore -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@.venv/bin/python -W ignore -m pip install --quiet --disable-pip-version-check uv

@@ -406,6 +406,15 @@ def test_all_connections_of_the_role_are_taken(server: Server, service: Small) -
     assert "max_connections" not in output
 
 
+@pytest.mark.thorough
+def test_few_connections_are_told_of_before_the_first_test(server: Server, service: Small) -> None:
+    server.sql("CREATE ROLE few LOGIN CREATEDB CONNECTION LIMIT 9")
+    for role, is_told in ("few", True), ("runner", False):
+        outcome = passed(service.outcome(SMALL, TEST_DATABASE_URL=server.url(role)))
+        told = f"connections: 9 at once are all that {role} may have, and workers are 1"
+        assert (told in outcome.output) == is_told
+
+
 @pytest.mark.slow
 def test_all_connections_are_taken_during_the_run(server: Server, service: Small) -> None:
     url = server.url("runner")

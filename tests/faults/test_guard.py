@@ -18,7 +18,7 @@ from tests.conftest import Render
 from tests.support import postgres, wire
 from tests.support.machine import linux_only
 from tests.support.postgres import Server
-from tests.support.small import PASSED, Small, passed
+from tests.support.small import PASSED, SQL, Small, passed
 from tests.support.tiers import first, slow
 from tests.variants import ALL_OFF, LEAN, ONE_FILE
 
@@ -256,6 +256,7 @@ def server(rendered: Render) -> Iterator[Server]:
     ):
         server.sql("CREATE ROLE locked LOGIN CREATEDB PASSWORD 'correct horse'")
         server.sql("CREATE ROLE weak LOGIN")
+        server.sql("CREATE ROLE heirless LOGIN CREATEDB NOINHERIT")
         server.sql("CREATE ROLE reader LOGIN CREATEDB")
         server.sql("ALTER ROLE reader SET default_transaction_read_only = on")
         server.sql("CREATE ROLE blind LOGIN CREATEDB")
@@ -299,6 +300,13 @@ def read_only(server: Server) -> Iterator[str]:
 
 
 @contextmanager
+def heirless(server: Server) -> Iterator[str]:
+    (version,) = server.sql("SHOW server_version_num")
+    with wire.rewriting(server.port, version.encode(), b"150019") as port:
+        yield f"postgresql://heirless@127.0.0.1:{port}/postgres"
+
+
+@contextmanager
 def no_statistics(server: Server) -> Iterator[str]:
     yield server.url("blind")
 
@@ -332,6 +340,7 @@ REFUSALS = {
     silence: ["timeout expired", "Correct TEST_DATABASE_URL"],
     percent_in_password: ["invalid percent-encoded", "Correct TEST_DATABASE_URL"],
     no_createdb: ["the role weak", "ALTER ROLE weak CREATEDB", "or unset the variable"],
+    heirless: ["the role heirless", "ALTER ROLE heirless INHERIT", "or unset the variable"],
     read_only: ["default_transaction_read_only", "or unset the variable"],
     no_statistics: ["track_counts = off", "or unset the variable"],
     replica: ["read-only replica", "Name its primary", "or unset the variable"],
@@ -597,31 +606,8 @@ def test_settings_of_libpq_do_not_lead_elsewhere(server: Server, small: Small) -
     assert not visits
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("encoding", first(1, ["SQL_ASCII", "LATIN1"], others=slow))
-def test_server_as_others_configured_it(encoding: str, server: Server, small: Small) -> None:
-    odd = (
-        *("DateStyle=German", "TimeZone=Asia/Kathmandu", "bytea_output=escape", "fsync=off"),
-        "exit_on_error=on",
-    )
-    limits = ("statement_timeout=2s", "lock_timeout=1s", "idle_session_timeout=1s")
-    with postgres.running(server.binaries, *odd, *limits, encoding=encoding) as other:
-        passed(small.outcome(TEST_DATABASE_URL=other.url()))
-        passed(small.outcome(TEST_DATABASE_URL=other.url(), LINGER="2"))
-
-
-# Each switch the other way round, and each choice another one.
-ODD = """
-    SELECT format('ALTER ROLE "Its@odd-näme" SET %I = %L', name, coalesce(
-        (SELECT max(choice) FROM unnest(enumvals) choice WHERE choice <> boot_val),
-        (boot_val <> 'on')::text))
-    FROM pg_settings
-    WHERE context = 'user' AND vartype IN ('bool', 'enum')
-      AND cardinality(enumvals) IS DISTINCT FROM 1
-      AND name !~ '^transaction_' AND name <> 'default_transaction_read_only'
-"""
-
-# Of what the role has, tests see nothing: the limits are the harness's own. Nor does the harness.
+# Of what a server or a role has, tests see nothing where it changes what a statement means: the
+# limits are the harness's own. Nor does the harness.
 NOTHING_ODD = """\
 import os
 
@@ -642,8 +628,10 @@ def test_settings():
     url = os.environ["DATABASE_URL"].replace("postgresql+asyncpg", "postgresql")
     with psycopg.connect(url) as connection:
         odd = connection.execute(
-            "SELECT name, setting FROM pg_settings WHERE source LIKE '%user' "
-            "AND replace(setting, '\\"public\\"', 'public') <> boot_val"
+            "SELECT name, setting FROM pg_settings "
+            "WHERE replace(setting, '\\"public\\"', 'public') <> boot_val "
+            "AND (source LIKE '%user' OR category ~ 'Statement Behavior|Compatibility') "
+            "AND name NOT LIKE 'tcp_%'"  # of 0, the kernel's own value is shown
         )
         assert sorted(odd.fetchall()) == [
             ("idle_in_transaction_session_timeout", "120000"),
@@ -653,24 +641,52 @@ def test_settings():
 """
 
 
+SETS_PATH = """\
+import psycopg
+with psycopg.connect(os.environ['DATABASE_URL'].replace('+asyncpg', '')) as connection:
+    connection.execute(f'ALTER DATABASE {connection.info.dbname} SET search_path = public, ours')
+"""
+
+OWN_PATH = (
+    SQL
+    + """
+def test_path():
+    [(path,)] = sql("SHOW search_path")
+    assert path.replace('"', "") == "public, ours"
+"""
+)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("encoding", first(1, ["SQL_ASCII", "LATIN1"], others=slow))
+def test_server_as_others_configured_it(encoding: str, server: Server, small: Small) -> None:
+    odd = ("DateStyle=German", "TimeZone=Asia/Kathmandu")
+    with postgres.running(server.binaries, *odd, encoding=encoding) as other:
+        url = other.url()
+        passed(small.outcome(TEST_DATABASE_URL=url))
+        other.configure_otherwise("search_path = nowhere")
+        passed(small.outcome(TEST_DATABASE_URL=url, LINGER="2"))
+        assert small.tried(NOTHING_ODD, TEST_DATABASE_URL=url).counts == {"passed": 2}
+        small.edit_seeder()  # but for what it sets itself
+        outcome = small.tried(OWN_PATH, SEED=SETS_PATH, TEST_DATABASE_URL=url)
+        assert outcome.counts == {"passed": 1}
+
+
 @pytest.mark.thorough
 def test_role_as_others_configured_it(server: Server, small: Small) -> None:
     """With a name that must be quoted, settings of its own, and another role that it takes."""
     role = '"Its@odd-näme"'
     server.sql(f"CREATE ROLE another CREATEDB; CREATE ROLE {role} LOGIN; GRANT another TO {role}")
-    odd = server.sql(ODD)
+    odd = server.otherwise("user")
     assert len(odd) > 50
-    limits = ("statement_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout")
-    more = {
-        **dict.fromkeys(limits, "'1s'"),
-        "search_path": "nowhere",
-        "TimeZone": "'Asia/Kathmandu'",
-        "DateStyle": "German",
-        "default_transaction_isolation": "serializable",
-        "role": "another",
-    }
-    for setting in (*odd, *(f"ALTER ROLE {role} SET {n} = {value}" for n, value in more.items())):
-        server.sql(setting)
+    more = (
+        "search_path = nowhere",
+        "TimeZone = 'Asia/Kathmandu'",
+        "DateStyle = German",
+        "role = another",
+    )
+    for setting in (*odd, *more):
+        server.sql(f"ALTER ROLE {role} SET {setting}")
     url = server.url("Its%40odd-n%C3%A4me")
     passed(small.outcome(TEST_DATABASE_URL=url, LINGER="1.5"))
     assert small.tried(NOTHING_ODD, TEST_DATABASE_URL=url).counts == {"passed": 2}

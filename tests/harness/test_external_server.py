@@ -43,6 +43,7 @@ def test_suite_is_green_and_touches_nothing_foreign(rendered: Render) -> None:
     variant = VARIANTS["no assistant"]
     project = rendered(**variant.answers)
     with running(project, pgvector=True) as server:
+        server.configure_otherwise()
         before = server.catalogs()
         env = {"TEST_DATABASE_URL": server.url("runner", scheme="postgres")}
         files, passed = ONE_FILE

@@ -43,6 +43,9 @@ async def test_loop():
     assert isinstance(asyncio.get_running_loop(), uvloop.Loop)
 """
 
+# Whoever reads or writes text names its encoding, or Python warns, and warnings are errors.
+NAMED_ENCODINGS = {"PYTHONWARNDEFAULTENCODING": "1"}
+
 # With all features and with none.
 QUICK = ("defaults", "all off")
 
@@ -53,7 +56,8 @@ def test_suite_is_green(name: str, rendered: Render, tmp_path: Path) -> None:
     variant = VARIANTS[name]
     service = install(rendered(**variant.answers), tmp_path / "environment")
     options = [] if name == COVERED else ["--no-cov"]
-    run = service.pytest(*options, passed=variant.passed, skipped=variant.skipped)
+    counts = {"passed": variant.passed, "skipped": variant.skipped}
+    run = service.pytest(*options, env=NAMED_ENCODINGS, **counts)
     assert len(re.findall(r"test_migrations\.py::\w+ PASSED", run.output)) == MIGRATIONS
     assert ("TOTAL" in run.output) == (name == COVERED)
     assert "Required test coverage" not in run.output, "a gate would fail runs of one file"

@@ -59,7 +59,8 @@ def test_shell_that_tells_pip_where_to_install(
     elsewhere = {
         name: str(tmp_path / "elsewhere") for name in ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT")
     }
-    env = {"PATH": path_without_uv(), **index, **elsewhere, "PIP_USER": "1"}
+    strict = {"PYTHONWARNINGS": "error"}  # of which pip gives some
+    env = {"PATH": path_without_uv(), **index, **elsewhere, **strict, "PIP_USER": "1"}
     run("make", f"PYTHON={sys.executable}", ".venv/bin/uv", cwd=tmp_path, env=env)
     assert (tmp_path / ".venv/bin/uv").exists()
 

@@ -40,6 +40,22 @@ _CATALOGS = {
     "pg_tablespace": "spcname",
 }
 
+# Each switch the other way round, each choice another one, each number the least there may be, or
+# a greater one. But for what the harness refuses by name, and for what would fill the log.
+_OTHERWISE = """
+    SELECT format('%I = %L', name, CASE
+        WHEN vartype = 'bool' THEN (setting <> 'on')::text
+        WHEN vartype = 'enum' THEN
+            (SELECT max(choice) FROM unnest(enumvals) choice WHERE choice <> setting)
+        WHEN setting <> min_val THEN min_val
+        ELSE least(setting::numeric + 1000, max_val::numeric)::text END)
+    FROM pg_settings
+    WHERE vartype <> 'string' AND cardinality(enumvals) IS DISTINCT FROM 1
+      AND name !~ '^(transaction_(deferrable|isolation|read_only)$|debug_print|log_.*_stats$)'
+      AND name NOT IN ('default_transaction_read_only', 'track_counts')
+      AND context IN
+"""
+
 
 @dataclass(frozen=True)
 class Server:
@@ -68,6 +84,18 @@ class Server:
         )
         assert done.returncode == 0, f"{statement}\n{done.stderr}"
         return done.stdout.splitlines()
+
+    def otherwise(self, *contexts: str) -> list[str]:
+        """For each setting of some contexts (see pg_settings) another value: `name = value`."""
+        return self.sql(f"{_OTHERWISE} ({', '.join(map(repr, contexts))})")
+
+    def configure_otherwise(self, *more: str) -> None:
+        """Set for the whole server whatever a session may change to something else, and more."""
+        settings = self.otherwise("user", "superuser")
+        assert len(settings) > 100
+        for setting in (*settings, *more):
+            self.sql(f"ALTER SYSTEM SET {setting}")
+        self.sql("SELECT pg_reload_conf()")
 
     def catalogs(self) -> dict[str, list[str]]:
         """Its databases, roles, settings and comments, row by row."""

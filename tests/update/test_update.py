@@ -68,6 +68,17 @@ def is_users(name: str) -> bool:
     return name.startswith(USERS) and not name.startswith("tests/harness/")
 
 
+def of_user(project: Project) -> dict[str, bytes]:
+    """The files of a project that are its user's."""
+    return {name: text for name, text in files(project.path).items() if is_users(name)}
+
+
+def differences(project: Project, fresh: Path) -> set[str]:
+    """The files that differ from those of a render from nothing."""
+    now, expected = files(project.path), files(fresh)
+    return {name for name in now.keys() | expected if now.get(name) != expected.get(name)}
+
+
 Scaffold = Callable[..., Project]
 Rendered = Callable[..., Path]
 
@@ -116,8 +127,13 @@ def starting_points(repository: Path) -> list[str]:
 def of_untouched(variant: str, repository: Path) -> list[str]:
     """The versions that projects without edits are from: of one variant all, of others the ends."""
     released = starting_points(repository)
-    some = released if variant == "all off" else [released[0], released[-1]]
-    return list(dict.fromkeys([*some, PRESENT]))
+    return list(dict.fromkeys([*(released if variant == "all off" else released[:1]), PRESENT]))
+
+
+def merge_code(project: Project, to: str) -> None:
+    """Commit what an update brought, and merge the code as README says."""
+    commit(project.path, "Update")
+    update(project, "-a", CODE_ANSWERS, to=to)
 
 
 @pytest.mark.thorough
@@ -125,22 +141,37 @@ def of_untouched(variant: str, repository: Path) -> list[str]:
 def test_untouched_project_becomes_a_fresh_one(
     variant: str, scaffold: Scaffold, fresh: Rendered, versions: Path
 ) -> None:
+    """What is the template's by an update; the code, where it is merged."""
     answers = VARIANTS[variant]
     for start in of_untouched(variant, versions):
         project = scaffold(start, **answers)
-        expected = files(fresh(FUTURE, **asked(project, answers)))
-        before = files(project.path)
+        expected = fresh(FUTURE, **asked(project, answers))
+        before = of_user(project)
         update(project)
-        now = files(project.path)
         assert not unmerged(project)
-        stays = {name: text for name, text in before.items() if is_users(name)}
-        assert {name: text for name, text in now.items() if is_users(name)} == stays
-        others = {
-            name for name in now.keys() | expected if not is_users(name) and name != CODE_ANSWERS
-        }
-        differ = [name for name in others if now.get(name) != expected.get(name)]
-        assert differ == [], f"from {start}"
-        assert b"of the future" in now["tests/harness/golden/build.py"]
+        assert of_user(project) == before
+        differ = {name for name in differences(project, expected) if not is_users(name)}
+        assert differ == {CODE_ANSWERS}, f"from {start}"
+        assert "of the future" in (project.path / "tests/harness/golden/build.py").read_text()
+        merge_code(project, FUTURE)
+        assert not unmerged(project)
+        differ = differences(project, expected)
+        assert not {name for name in differ if not name.startswith(HISTORY)}, f"from {start}"
+
+
+@pytest.mark.slow
+def test_code_is_merged_where_the_rest_was_updated_twice(
+    scaffold: Scaffold, fresh: Rendered, versions: Path
+) -> None:
+    """The merge begins where the code is."""
+    project = scaffold(starting_points(versions)[0], **ALL_OFF)
+    update(project, to=PRESENT)
+    commit(project.path, "Update")
+    update(project)
+    merge_code(project, FUTURE)
+    assert not unmerged(project)
+    differ = differences(project, fresh(FUTURE, **asked(project, ALL_OFF)))
+    assert not {name for name in differ if not name.startswith(HISTORY)}
 
 
 # What a project of ours has besides, in files of its own and at the end of files that are there.
@@ -245,7 +276,7 @@ def live_in(project: Project) -> dict[str, bytes]:
     )
     replace(path / "Makefile", "make check      f", "make check      our f")
     commit(path, "Years of work")
-    return {name: text for name, text in files(path).items() if is_users(name)}
+    return of_user(project)
 
 
 @pytest.mark.parametrize("variant", quick("all off", of=VARIANTS, others=slow))
@@ -257,7 +288,7 @@ def test_project_that_has_lived(variant: str, scaffold: Scaffold, versions: Path
     assert not unmerged(project)
     assert "Ours" not in (project.path / "tests/harness/plugin.py").read_text(), "replaced"
     assert "--diff-filter=U" in said
-    assert {name: text for name, text in files(project.path).items() if is_users(name)} == before
+    assert of_user(project) == before
     configuration = (project.path / "pyproject.toml").read_text()
     for text in ("ours: a marker", '"typing-extensions>=4"', '"pytest-asyncio>=1.5.0,<99"'):
         assert text in configuration
@@ -270,39 +301,6 @@ def test_project_that_has_lived(variant: str, scaffold: Scaffold, versions: Path
         passed += TESTS_OF_1_0_0[variant] - sum(DELETED.values())
         options, skipped = ["-n", "2"], COUNTED[variant].skipped
     project.pytest("--no-cov", *options, passed=passed, skipped=skipped)
-
-
-def merge_code(project: Project, to: str) -> None:
-    """Commit what an update brought, and merge the code as README says."""
-    commit(project.path, "Update")
-    update(project, "-a", CODE_ANSWERS, to=to)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_code_of_an_untouched_project_becomes_that_of_a_fresh_one(
-    variant: str, scaffold: Scaffold, fresh: Rendered, versions: Path
-) -> None:
-    """Also where the rest was updated several times before: the merge begins where the code is."""
-    answers = VARIANTS[variant]
-    for start in of_untouched(variant, versions):
-        project = scaffold(start, **answers)
-        expected = files(fresh(FUTURE, **asked(project, answers)))
-        fresh_names = files(project.path)
-        if start != PRESENT:
-            update(project, to=PRESENT)
-            commit(project.path, "Update")
-        update(project)
-        others = {name: text for name, text in files(project.path).items() if not is_users(name)}
-        merge_code(project, FUTURE)
-        assert not unmerged(project)
-        now = files(project.path)
-        assert {n: t for n, t in now.items() if n in others and n != CODE_ANSWERS} == {
-            n: t for n, t in others.items() if n != CODE_ANSWERS
-        }, "nothing but the code"
-        differ = [name for name in now.keys() | expected if now.get(name) != expected.get(name)]
-        history = {name for name in fresh_names if name.startswith("migrations/versions/")}
-        assert set(differ) <= history, f"from {start}"
 
 
 @pytest.mark.thorough
@@ -392,10 +390,8 @@ def test_feature_is_switched(
     project = scaffold(PRESENT, **VARIANTS[variant])
     update(project, "--data", f"{feature}={switched[feature]}", to=":current:")
     assert not unmerged(project)
-    expected = files(fresh(PRESENT, **switched))
-    now = files(project.path)
-    differ = {n for n in now.keys() | expected if now.get(n) != expected.get(n)}
-    assert not {n for n in differ if not n.startswith(HISTORY)}, "all but history"
+    differ = differences(project, fresh(PRESENT, **switched))
+    assert not {name for name in differ if not name.startswith(HISTORY)}, "all but history"
 
 
 @pytest.mark.thorough
@@ -527,7 +523,7 @@ def test_interrupted_update_is_repeated(scaffold: Scaffold, tmp_path: Path) -> N
     update(project)
     assert not unmerged(project)
     assert "our formatter" in makefile.read_text()
-    assert {name: text for name, text in files(project.path).items() if is_users(name)} == before
+    assert of_user(project) == before
     assert b"of the future" in files(project.path)["tests/harness/golden/build.py"]
 
 
@@ -602,7 +598,7 @@ def test_project_older_than_a_question(scaffold: Scaffold, versions: Path) -> No
     before = live_in(project)
     update(project)
     assert not unmerged(project)
-    assert {name: text for name, text in files(project.path).items() if is_users(name)} == before
+    assert of_user(project) == before
     assert Project.read(project.path, project.python).answers["scope"] == "service"
 
 

@@ -128,7 +128,7 @@ def _ask_pytest() -> tuple[dict[str, Any], str]:
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
             errors="surrogateescape",
             check=False,
         )

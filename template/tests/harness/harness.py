@@ -122,6 +122,8 @@ class Harness:
             f"golden: {self.worker.golden.name}, {self.worker.golden.story}",
             f"after a test: {self.worker.way}",
         ]
+        if few := databases.few_connections(self._connection):
+            self.header.append(few)
         if swept:
             self.header.append(f"swept: {len(swept)} databases that runs before left behind")
 

@@ -224,7 +224,7 @@ def _run(commands: Sequence[Command], variables: Mapping[str, str], failed: str)
                     stdin=subprocess.PIPE,
                     stdout=output,
                     stderr=output,
-                    text=True,
+                    encoding="utf-8",
                 )
                 stack.callback(_end, process)
             running.append((words, process, reads, output))

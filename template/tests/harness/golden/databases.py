@@ -19,6 +19,7 @@ more.
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 import weakref
@@ -175,6 +176,18 @@ _LIMIT_OF_ROLE = """
     FROM pg_roles WHERE rolname = session_user
 """
 
+_ROOM = """
+    SELECT CASE WHEN rolsuper THEN there ELSE least(
+        there - current_setting('superuser_reserved_connections')::int
+              - coalesce(current_setting('reserved_connections', true), '0')::int,
+        nullif(rolconnlimit, -1)) END
+    FROM pg_roles, CAST(current_setting('max_connections') AS int) AS there
+    WHERE rolname = session_user
+"""
+
+_FEW = 10
+"""Connections of a worker that hardly any test needs more than, the harness's own among them."""
+
 _FULL_SECONDS = 10.0  # that a run waits for others to close connections
 
 _opened: weakref.WeakSet[Connection] = weakref.WeakSet()
@@ -275,6 +288,19 @@ def holders(environment: Environment, said: str) -> str:
     )
 
 
+def few_connections(connection: Connection) -> str:
+    """Of a server on which tests may soon find no connection left, a line for the header."""
+    row = connection.execute(_ROOM).fetchone()
+    assert row is not None
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if row[0] >= _FEW * workers:
+        return ""
+    return (
+        f"connections: {row[0]} at once are all that {connection.info.user} may have, and workers are {workers}: "
+        "a test that finds none left fails"
+    )
+
+
 def tells_of_damage(error: psycopg.Error) -> bool:
     """Whether the server found its own files, those of a database, not as they should be."""
     return (error.sqlstate or "")[:2] in ("XX", "58")
@@ -318,6 +344,8 @@ def create(connection: Connection, name: str, template: str) -> None:
             *(sql.Literal(MARK), sql.SQL(text)),
         )
     )
+    if template == "template0":  # copies get them from there, unless a migration has set others
+        configure(connection, name, settings_of_the_server(connection), of_all=True)
     inherit(connection, name, template)
     configure(connection, name, dict(connection.execute(_OF_OUR_ROLE).fetchall()))
 
@@ -350,28 +378,56 @@ def inherit(connection: psycopg.Connection[Any], name: str, template: str) -> No
         connection.execute(line)
 
 
+_MAY_BE_SET = (
+    "(context = 'user' OR context = 'superuser' AND current_setting('is_superuser')::bool)"
+)
+
 # What somebody has set for our role, or for every role, and what it is otherwise.
-_OF_OUR_ROLE = """
-    SELECT name, boot_val FROM pg_settings WHERE name IN (
+_OF_OUR_ROLE: LiteralString = f"""
+    SELECT name, boot_val FROM pg_settings WHERE {_MAY_BE_SET} AND name IN (
         SELECT split_part(setting, '=', 1) FROM pg_db_role_setting, unnest(setconfig) setting
         WHERE setdatabase = 0 AND (setrole = 0 OR pg_get_userbyid(setrole) = session_user))
-      AND (context = 'user' OR context = 'superuser' AND current_setting('is_superuser')::bool)
+"""
+
+# What somebody has set for the server, of what changes the meaning of a statement: the categories of these,
+# whose names are in the server's language.
+_OF_THE_SERVER: LiteralString = f"""
+    SELECT name, boot_val FROM pg_settings WHERE {_MAY_BE_SET} AND reset_val <> boot_val AND category IN (
+        SELECT category FROM pg_settings
+        WHERE name IN ('search_path', 'array_nulls', 'transform_null_equals', 'exit_on_error'))
 """
 
 
-def configure(connection: Connection, name: str, settings: dict[str, str]) -> None:
-    """Let our role's sessions in a database of ours have these settings, whatever it has elsewhere."""
+def settings_of_the_server(connection: Connection) -> dict[str, str]:
+    """What a new database is to have set otherwise than the server has it, so that it is like a new server's."""
+    return dict(connection.execute(_OF_THE_SERVER).fetchall())
+
+
+def configure(
+    connection: Connection, name: str, settings: dict[str, str], *, of_all: bool = False
+) -> None:
+    """Let sessions in a database of ours have these settings.
+
+    Args:
+        connection: to another database of the server.
+        name: of the database.
+        settings: names and values.
+        of_all: those of each role that has no others; or else those of ours, whatever it has elsewhere.
+    """
     role, database = sql.Identifier(connection.info.user), sql.Identifier(name)
+    whose = sql.SQL("DATABASE {}" if of_all else "ROLE {1} IN DATABASE {0}").format(database, role)
     alter = [
-        sql.SQL("ALTER ROLE {} IN DATABASE {} SET {} = {}").format(
+        sql.SQL("ALTER {} SET {} = {}").format(
             # Of a list, the value is quoted already: as a string it would be a single name.
-            *(role, database, sql.Identifier(setting)),
+            *(whose, sql.Identifier(setting)),
             sql.SQL(value) if setting == "search_path" else sql.Literal(value),
         )
         for setting, value in settings.items()
     ]
-    if alter:  # one's own settings one may change, but not from within another role
-        connection.execute(sql.SQL("; ").join([sql.SQL("SET LOCAL ROLE none"), *alter]))
+    if alter and not of_all:  # one's own settings one may change, but not from within another role
+        alter.insert(0, sql.SQL("SET LOCAL ROLE none"))
+    if alter:
+        connection.execute(sql.SQL("; ").join(alter))
 
 
 def drop(connection: Connection, databases: Iterable[Database], timeout: float = 5) -> None:

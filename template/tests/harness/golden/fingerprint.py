@@ -15,6 +15,7 @@ from ..checks.integrity import sums
 from ..errors import HarnessError
 from ..layout import CONFTEST, ROOT
 from ..recipe import Recipe, resolve
+from . import databases
 from .databases import Connection
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _server(connection: Connection) -> list[bytes]:
         """
     ).fetchone()
     assert row is not None
-    return [str(value).encode() for value in row]
+    return [str(value).encode() for value in (*row, databases.settings_of_the_server(connection))]
 
 
 def _extensions(connection: Connection, names: Iterable[str]) -> list[bytes]:

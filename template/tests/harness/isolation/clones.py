@@ -67,16 +67,10 @@ class Clones:
         """Make a clone, with the limits of tests."""
         self._clone(connection, name)
         self._summary.clones += 1
-        if limits := self._environment.limits:
-            # All sessions get them, of whatever role and driver; they go with the database.
-            alter = sql.SQL("ALTER DATABASE {} SET {} = {}")
-            connection.execute(
-                sql.SQL("; ").join(
-                    alter.format(sql.Identifier(name), sql.Identifier(limit), sql.Literal(value))
-                    for limit, value in limits.items()
-                )
-            )
-            databases.configure(connection, name, limits)
+        # All sessions get them, of whatever role and driver; they go with the database.
+        limits = self._environment.limits
+        databases.configure(connection, name, limits, of_all=True)
+        databases.configure(connection, name, limits)
 
     def prefetch(self, spares: int = 1) -> None:
         """Begin to make spare clones, up to so many in all."""

@@ -30,7 +30,7 @@ def program(cwd: Path = Path("/")) -> dict[str, Any]:
 def version_of(folder: Path) -> str:
     """The version of the Postgres in a folder of programs."""
     done = subprocess.run(
-        [folder / "postgres", "--version"], capture_output=True, text=True, check=True
+        [folder / "postgres", "--version"], capture_output=True, encoding="utf-8", check=True
     )
     return done.stdout.removeprefix("postgres (PostgreSQL)").split()[0]
 

@@ -239,18 +239,18 @@ def check_server(connection: Connection) -> None:
 
     Raises:
         HarnessError: it is too old or can't be written to, a pooler stands before it, it keeps no
-            statistics, or our role may not create databases.
+            statistics, or our role may not create databases, or not write to them.
     """
     row = connection.execute(
         """
         SELECT current_setting('server_version_num')::int, pg_is_in_recovery(),
                current_setting('transaction_read_only'), current_setting('track_counts'),
-               rolsuper OR rolcreatedb, quote_ident(current_user)
+               rolsuper OR rolcreatedb, rolsuper OR rolinherit, quote_ident(current_user)
         FROM pg_roles WHERE rolname = current_user
         """
     ).fetchone()
     assert row is not None
-    version, replica, read_only, counts, may_create, role = row
+    version, replica, read_only, counts, may_create, inherits, role = row
     info = connection.info
     where = f"The server of TEST_DATABASE_URL ({info.host}:{info.port})"
     if version < OLDEST * 10000:
@@ -273,6 +273,11 @@ def check_server(connection: Connection) -> None:
         raise HarnessError(
             f"{where} does not let the role {role} create databases, and each run makes its own. Let a "
             f"superuser run\n\n    ALTER ROLE {role} CREATEDB\n\n{_INSTEAD}."
+        )
+    if not inherits and version < 160000:
+        raise HarnessError(
+            f"{where} is Postgres {version // 10000}, where the role {role}, which inherits nothing, may write nothing to "
+            f"the databases that it makes. Let a superuser run\n\n    ALTER ROLE {role} INHERIT\n\n{_INSTEAD}."
         )
     _check_no_pooler(connection, where)
 

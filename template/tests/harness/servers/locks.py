@@ -44,7 +44,7 @@ class FileLock:
         for _ in polls(timeout, _POLL):
             if self.try_acquire(shared=shared):
                 return
-        holder = self.path.read_text() or "unknown"
+        holder = self.path.read_text(encoding="utf-8") or "unknown"
         self.release()
         raise HarnessError(
             f"Waited {timeout:.0f} s for {self.path}, held by process {holder}. "

@@ -361,7 +361,7 @@ class EmbeddedServer:
                     command,
                     stdin=password,
                     capture_output=True,
-                    text=True,
+                    encoding="utf-8",
                     errors="replace",
                     timeout=_INITDB_SECONDS,
                     check=False,
@@ -541,7 +541,7 @@ def _boot_id() -> str:
     done = subprocess.run(
         ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
     return done.stdout.strip()

@@ -47,7 +47,11 @@ def command_line(pid: int) -> str:
         if sys.platform == "linux":
             return ""
     done = subprocess.run(
-        ["/bin/ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
+        ["/bin/ps", "-o", "command=", "-p", str(pid)],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
     )
     return done.stdout
 
@@ -58,7 +62,7 @@ def children(pid: int) -> list[int]:
         listed = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
     except OSError:
         command = ["/usr/bin/pgrep", "-P", str(pid)]
-        listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        listed = subprocess.run(command, capture_output=True, encoding="utf-8", check=False).stdout
     return [int(child) for child in listed.split()]
 
 

@@ -114,7 +114,7 @@ def _is_nameless(uid: int) -> bool:
 @functools.cache
 def _check_namespace() -> None:
     tried = subprocess.run(
-        [sys.executable, "-I", "-S", _NAMESPACE], capture_output=True, text=True, check=False
+        [sys.executable, "-I", "-S", _NAMESPACE], capture_output=True, encoding="utf-8", check=False
     )
     inside = int(tried.stdout) if tried.returncode == 0 else None
     if inside is not None and not _is_nameless(inside):
