@@ -80,13 +80,16 @@ def plain_that_ran(rendered: Render, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture
 def plain(plain_that_ran: Desk, tmp_path: Path) -> Iterator[Desk]:
     """A service that ran once, of this test's own."""
-    there = plain_that_ran
-    path = tmp_path / "service"
-    run("cp", "-a", there.path, path, cwd=tmp_path)
-    desk = Desk(path, Project(path, there.project.answers, there.project.python))
+    desk = copied(plain_that_ran, tmp_path / "service")
     yield desk
     desk.assert_nothing_left()
     remove_clusters(tmp_path)
+
+
+def copied(there: Desk, path: Path) -> Desk:
+    """A copy of a service that is stopped, with its data."""
+    run("cp", "-a", there.path, path, cwd=path.parent)
+    return Desk(path, Project(path, there.project.answers, there.project.python))
 
 
 @pytest.fixture(autouse=True)
@@ -393,6 +396,14 @@ def test_arguments_go_to_uvicorn(plain: Desk) -> None:
         assert running.base == "here.sock"
         wait_until((plain.path / "here.sock").is_socket, "the socket")
         running.interrupt()
+
+
+@pytest.mark.thorough
+def test_started_at_the_same_time_each_finds_a_port(plain: Desk, tmp_path: Path) -> None:
+    """Linux lets all have the first one, until one listens. Who does may be gone a moment later."""
+    desks = [plain, *(copied(plain, tmp_path / f"service-{number}") for number in range(2))]
+    with ThreadPoolExecutor(len(desks)) as pool:
+        list(pool.map(run_once, desks))
 
 
 @pytest.mark.thorough

@@ -16,7 +16,7 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
 from ..errors import HarnessError
 from ..layout import ROOT
-from ..servers.loopback import TRIES, on_a_free_port
+from ..servers.loopback import TRIES, PortTakenError, on_a_free_port
 from ..servers.processes import end_noted, stop
 from .place import Place
 from .stopping import undisturbed
@@ -107,7 +107,7 @@ class Service:
         """Whether it is ready.
 
         Raises:
-            HarnessError: somebody else answers there: two may take a port before either listens.
+            PortTakenError: somebody else answers there: two may take a port before either listens.
         """
         client = HTTPConnection(self._host, port, timeout=1)
         if self._scheme == "https":
@@ -117,7 +117,7 @@ class Service:
         with closing(client), suppress(OSError, HTTPException):
             client.request("GET", "/health/live")
             if client.getresponse().getheader(_HEADER) != self._ours:
-                raise HarnessError(f"Another service answers on port {port}.")
+                raise PortTakenError(f"Another service answers on port {port}.")
             return True
         return False
 

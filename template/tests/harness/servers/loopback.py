@@ -95,6 +95,10 @@ def first_port(folder: Path, least: int) -> int:
     return least + int(hashlib.sha256(os.fsencode(folder)).hexdigest(), 16) % 4000
 
 
+class PortTakenError(HarnessError):
+    """Raised when somebody else was quicker to listen on a port that was free."""
+
+
 def on_a_free_port(
     first: int, start: Callable[[int], Started], *, tries: int = TRIES, host: str = HOST
 ) -> Started:
@@ -107,6 +111,8 @@ def on_a_free_port(
         if is_free(port, host):
             try:
                 return start(port)
+            except PortTakenError:  # by somebody who may be gone by now
+                continue
             except HarnessError:
                 if is_free(port, host):
                     raise
