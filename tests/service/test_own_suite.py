@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Render
+from tests.harness.shells import counting, set_up_for_other_things
 from tests.support.once import made_once
 from tests.support.project import Project, install
 from tests.support.tiers import quick, slow
@@ -52,12 +53,18 @@ QUICK = ("defaults", "all off")
 
 @pytest.mark.parametrize("name", quick(*QUICK, of=VARIANTS, others=slow))
 def test_suite_is_green(name: str, rendered: Render, tmp_path: Path) -> None:
-    """In an environment that holds what the variant itself depends on, and nothing else."""
+    """In an environment that holds what the variant itself depends on, and nothing else.
+
+    In a shell that is set up for other things, all of which name one listener: nobody comes there.
+    """
     variant = VARIANTS[name]
     service = install(rendered(**variant.answers), tmp_path / "environment")
     options = [] if name == COVERED else ["--no-cov"]
     counts = {"passed": variant.passed, "skipped": variant.skipped}
-    run = service.pytest(*options, env=NAMED_ENCODINGS, **counts)
+    with counting() as (port, came):
+        env = {**set_up_for_other_things(port), **NAMED_ENCODINGS}
+        run = service.pytest(*options, env=env, **counts)
+        assert not came
     assert len(re.findall(r"test_migrations\.py::\w+ PASSED", run.output)) == MIGRATIONS
     assert ("TOTAL" in run.output) == (name == COVERED)
     assert "Required test coverage" not in run.output, "a gate would fail runs of one file"
