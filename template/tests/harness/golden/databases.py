@@ -416,7 +416,7 @@ def configure(
     """
     role, database = sql.Identifier(connection.info.user), sql.Identifier(name)
     whose = sql.SQL("DATABASE {}" if of_all else "ROLE {1} IN DATABASE {0}").format(database, role)
-    alter = [
+    alter: list[sql.Composable] = [
         sql.SQL("ALTER {} SET {} = {}").format(
             # Of a list, the value is quoted already: as a string it would be a single name.
             *(whose, sql.Identifier(setting)),
