@@ -27,7 +27,7 @@ from tests.support.releases import FUTURE, change_everything, commit, tag_releas
 from tests.support.running import SETTINGS, Production, production
 from tests.support.small import Small, complete_service
 from tests.support.template import ROOT, clone_working_tree
-from tests.support.tiers import quick
+from tests.support.tiers import quick, slow
 from tests.variants import ALL_OFF, COMBINATIONS, FEATURES, LEAN, VARIANTS, Variant
 
 # Services with tests of their own.
@@ -277,9 +277,13 @@ def service(variant: Variant, rendered: Render) -> Project:
     return rendered(**variant.answers)
 
 
-@pytest.fixture(
-    params=quick("defaults", f"no {' '.join(FEATURES)}", "other names", of=COMBINATIONS)
-)
+# With all features, with none, and with names of many kinds of letters. And with each feature off.
+QUICK = ("defaults", f"no {' '.join(FEATURES)}", "other names")
+SOME = (*QUICK, *(f"no {feature}" for feature in FEATURES))
+OTHERS = [name for name in COMBINATIONS if name not in SOME]
+
+
+@pytest.fixture(params=[*quick(*QUICK, of=SOME), *quick(of=OTHERS, others=slow)])
 def combination(request: pytest.FixtureRequest, rendered: Render) -> Project:
     """The project of each combination of answers in turn, shared: never changed."""
     return rendered(**COMBINATIONS[request.param])

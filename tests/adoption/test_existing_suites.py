@@ -147,7 +147,7 @@ def doctor(suite: Suite, project: Project, status: int) -> str:
     return project.tool(name, "doctor", status=status).output
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_suite_as_it_was(suite: Suite, own: Path, plain_postgres: Server, adopters: Path) -> None:
     plain_postgres.sql(f"CREATE DATABASE {suite.name}")
     at = {"port": str(plain_postgres.port), "name": suite.name}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.small import Small
-from tests.support.tiers import first
+from tests.support.tiers import first, slow
 
 CONCERNS = ["*/harness/golden/*"]
 
@@ -29,7 +29,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("loss", first(2, LOSSES))
+@pytest.mark.parametrize("loss", first(2, LOSSES, others=slow))
 def test_golden_database_that_lost_something(loss: str, small: Small, complete: Any) -> None:
     with small.console() as console:
         golden = console.golden()
@@ -39,7 +39,7 @@ def test_golden_database_that_lost_something(loss: str, small: Small, complete: 
     small.healed(complete)
 
 
-@pytest.mark.parametrize("change", first(2, CHANGES))
+@pytest.mark.parametrize("change", first(2, CHANGES, others=slow))
 def test_golden_database_that_is_not_as_published(change: str, small: Small, complete: Any) -> None:
     with small.console() as console:
         golden = console.golden()

@@ -36,7 +36,9 @@ def hostile(rendered: Render, tmp_path_factory: pytest.TempPathFactory) -> Itera
     remove_clusters(folder)
 
 
-@pytest.mark.parametrize("workers", first(1, [[], ["-n", "2"]]), ids=["plain", "two workers"])
+@pytest.mark.parametrize(
+    "workers", first(1, [[], ["-n", "2"]], others=slow), ids=["plain", "two workers"]
+)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_witnesses_see_no_pollution(hostile: Project, seed: int, workers: list[str]) -> None:
     options = ["--no-cov", f"--randomly-seed={seed}", *workers]

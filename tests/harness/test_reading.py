@@ -17,15 +17,15 @@ READING = [
 
 
 @linux_only
-@pytest.mark.parametrize("option", READING)
-def test_starts_nothing(option: str, small: Small) -> None:
+def test_each_starts_nothing(small: Small) -> None:
     small.harness("clean")
-    run = [str(small.python), "-m", "pytest", option]
-    output = small.run(*run, env={"META_TEST_MARK": small.mark}).output
-    assert "golden: " not in output
-    assert "passed" not in counted(output)
-    assert not small.home.exists()
-    assert not started_with(small.mark)
+    for option in READING:
+        run = [str(small.python), "-m", "pytest", option]
+        output = small.run(*run, env={"META_TEST_MARK": small.mark}).output
+        assert "golden: " not in output, option
+        assert "passed" not in counted(output), option
+        assert not small.home.exists(), option
+        assert not started_with(small.mark), option
 
 
 @linux_only

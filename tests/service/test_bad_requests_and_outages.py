@@ -215,7 +215,7 @@ def check_document(
 def test_each_answer_is_as_documented(
     who: str, service: Service, there: Production, tmp_path: Path
 ) -> None:
-    check_document(service, there, who, tmp_path, Effort(requests=3, sequences=40, seed=1))
+    check_document(service, there, who, tmp_path, Effort(requests=3, sequences=30, seed=1))
 
 
 @pytest.mark.slow
@@ -597,7 +597,7 @@ OUTAGES: dict[str, Callable[[Service, Production, Load], None]] = {
 
 
 @linux_only
-@pytest.mark.parametrize("name", first(2, OUTAGES))
+@pytest.mark.parametrize("name", first(4, OUTAGES, others=slow))
 def test_an_outage_under_load_is_survived(name: str, service: Service, there: Production) -> None:
     """503 while a server is away, never 500, never silence; afterwards all is as before.
 

@@ -116,7 +116,7 @@ class Crowd:
         assert statuses[429] >= 120
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_hundred_and_fifty_logins_keep_nobody_else_waiting(there: Production) -> None:
     """Told by what ends before what, which holds however busy the machine is.
 
