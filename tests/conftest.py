@@ -28,7 +28,7 @@ from tests.support.running import SETTINGS, Production, production
 from tests.support.small import Small, complete_service
 from tests.support.template import ROOT, clone_working_tree
 from tests.support.tiers import quick, slow
-from tests.variants import ALL_OFF, COMBINATIONS, FEATURES, LEAN, VARIANTS, Variant
+from tests.variants import ALL_OFF, COMBINATIONS, FEATURES, LEAN, OTHERS, VARIANTS, Variant
 
 # Services with tests of their own.
 collect_ignore = ["adoption/services", "harness/programs"]
@@ -280,13 +280,12 @@ def service(variant: Variant, rendered: Render) -> Project:
     return rendered(**variant.answers)
 
 
-# With all features, with none, and with names of many kinds of letters. And with each feature off.
+# With all features, with none, and with names of many kinds of letters.
 QUICK = ("defaults", f"no {' '.join(FEATURES)}", "other names")
-SOME = (*QUICK, *(f"no {feature}" for feature in FEATURES))
-OTHERS = [name for name in COMBINATIONS if name not in SOME]
+OF_VARIANTS = [name for name in COMBINATIONS if name not in OTHERS]
 
 
-@pytest.fixture(params=[*quick(*QUICK, of=SOME), *quick(of=OTHERS, others=slow)])
+@pytest.fixture(params=[*quick(*QUICK, of=OF_VARIANTS), *quick(of=OTHERS, others=slow)])
 def combination(request: pytest.FixtureRequest, rendered: Render) -> Project:
     """The project of each combination of answers in turn, shared: never changed."""
     return rendered(**COMBINATIONS[request.param])

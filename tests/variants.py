@@ -76,3 +76,13 @@ COMBINATIONS: dict[str, Mapping[str, Any]] = {
     for count in range(len(FEATURES) + 1)
     for off in itertools.combinations(FEATURES, count)
 } | {"other names": OTHER_NAMES}
+
+
+def off(answers: Mapping[str, Any]) -> set[str]:
+    """The features that are off."""
+    return {name for name in FEATURES if not answers.get(name, True)}
+
+
+_COUNTED = [off(variant.answers) for variant in VARIANTS.values()]
+OTHERS = [name for name, answers in COMBINATIONS.items() if off(answers) not in _COUNTED]
+"""Those of features that no variant has."""

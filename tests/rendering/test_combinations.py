@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.conftest import Render
 from tests.support.project import Project, counted, install
-from tests.variants import COMBINATIONS, FEATURES, VARIANTS
+from tests.variants import COMBINATIONS, FEATURES, OTHERS, VARIANTS
 
 CONCERNS = ["template/*.jinja"]
 
-
-def off(answers: Mapping[str, Any]) -> set[str]:
-    """The features that are off."""
-    return {name for name in FEATURES if not answers.get(name, True)}
-
-
-COUNTED = [off(variant.answers) for variant in VARIANTS.values()]
-OTHERS = [name for name, answers in COMBINATIONS.items() if off(answers) not in COUNTED]
 
 # The least that a service has, with no feature at all.
 LEAST = VARIANTS["all off"].passed

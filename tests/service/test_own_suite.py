@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import Render
 from tests.harness.shells import counting, set_up_for_other_things
+from tests.support.machine import MARK, new_mark, started_with
 from tests.support.once import made_once
 from tests.support.project import Project, install
 from tests.support.tiers import quick, slow
@@ -61,10 +62,12 @@ def test_suite_is_green(name: str, rendered: Render, tmp_path: Path) -> None:
     service = install(rendered(**variant.answers), tmp_path / "environment")
     options = [] if name == COVERED else ["--no-cov"]
     counts = {"passed": variant.passed, "skipped": variant.skipped}
+    mark = new_mark()
     with counting() as (port, came):
-        env = {**set_up_for_other_things(port), **NAMED_ENCODINGS}
+        env = {**set_up_for_other_things(port), **NAMED_ENCODINGS, MARK: mark}
         run = service.pytest(*options, env=env, **counts)
         assert not came
+    assert not started_with(mark), "nothing goes on to run"
     assert len(re.findall(r"test_migrations\.py::\w+ PASSED", run.output)) == MIGRATIONS
     assert ("TOTAL" in run.output) == (name == COVERED)
     assert "Required test coverage" not in run.output, "a gate would fail runs of one file"
