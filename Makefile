@@ -14,8 +14,11 @@ WITH_SED = PATH="$$PATH:/usr/bin:/bin"
 HARNESS = --config template/tests/harness/ruff.toml template/tests/harness
 # Named in the recipe, make would run all of it even where it is only to show it (-n).
 TESTED = MAKEFLAGS= $(MAKE) --no-print-directory -C "$$dest" test
-# Of no concern here: an activated environment of another project, and where else pip is to install.
+# Of no concern here: an activated environment of another project, where else pip is to install, what
+# of which project uv is to run without, and a lock file, since there is none.
 unexport VIRTUAL_ENV PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT
+unexport UV_NO_DEV UV_NO_DEFAULT_GROUPS UV_NO_GROUP UV_NO_PROJECT UV_PROJECT UV_WORKING_DIR
+unexport UV_FROZEN UV_LOCKED
 # Without assertions there are no tests, as pytest says.
 unexport PYTHONOPTIMIZE
 # Programs of Python are run by their module, `python -m pytest`: the scripts in .venv/bin name the folder

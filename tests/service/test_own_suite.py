@@ -52,11 +52,25 @@ NAMED_ENCODINGS = {"PYTHONWARNDEFAULTENCODING": "1"}
 QUICK = ("defaults", "all off")
 
 
+# Tests read these of the shell: where the service's own data are, so that nobody touches them, and
+# the model to ask.
+READ_OF_THE_SHELL = {"database_url", "redis_url", "llm_model"}
+
+
+def nonsense(service: Project) -> dict[str, str]:
+    """A value that none takes for each of a service's settings."""
+    text = (service.package / "config.py").read_text()
+    fields = {*re.findall(r"^    (\w+): ", text, re.MULTILINE)} - READ_OF_THE_SHELL
+    assert len(fields) > 10
+    return {field.upper(): "nonsense" for field in fields}
+
+
 @pytest.mark.parametrize("name", quick(*QUICK, of=VARIANTS, others=slow))
 def test_suite_is_green(name: str, rendered: Render, tmp_path: Path) -> None:
     """In an environment that holds what the variant itself depends on, and nothing else.
 
     In a shell that is set up for other things, all of which name one listener: nobody comes there.
+    And in which each setting of the service is nonsense.
     """
     variant = VARIANTS[name]
     service = install(rendered(**variant.answers), tmp_path / "environment")
@@ -64,7 +78,7 @@ def test_suite_is_green(name: str, rendered: Render, tmp_path: Path) -> None:
     counts = {"passed": variant.passed, "skipped": variant.skipped}
     mark = new_mark()
     with counting() as (port, came):
-        env = {**set_up_for_other_things(port), **NAMED_ENCODINGS, MARK: mark}
+        env = {**set_up_for_other_things(port), **nonsense(service), **NAMED_ENCODINGS, MARK: mark}
         run = service.pytest(*options, env=env, **counts)
         assert not came
     assert not started_with(mark), "nothing goes on to run"
@@ -84,9 +98,11 @@ def test_shell_that_asks_for_another_way_to_measure(project: Project) -> None:
 
 @pytest.mark.slow
 def test_suite_is_green_whatever_a_developer_has_set(project: Project) -> None:
-    """All that `.env.example` shows, switched on in `.env`."""
+    """In `.env`: all that `.env.example` shows, switched on, and each setting as nonsense."""
     shown = (project.path / ".env.example").read_text()
-    (project.path / ".env").write_text(re.sub(r"^# (?=[A-Z_]+=)", "", shown, flags=re.MULTILINE))
+    shown = re.sub(r"^# (?=[A-Z_]+=)", "", shown, flags=re.MULTILINE)
+    odd = [f"{name}={value}\n" for name, value in nonsense(project).items()]
+    (project.path / ".env").write_text(shown + "".join(odd))
     variant = VARIANTS["defaults"]
     project.pytest("--no-cov", passed=variant.passed, skipped=variant.skipped)
 

@@ -65,6 +65,28 @@ def test_shell_that_tells_pip_where_to_install(
     assert (tmp_path / ".venv/bin/uv").exists()
 
 
+# As images and workspaces of other projects have them.
+OTHERWISE = {
+    **dict.fromkeys(("UV_NO_DEV", "UV_NO_DEFAULT_GROUPS", "UV_NO_PROJECT"), "1"),
+    "UV_NO_GROUP": "dev",
+    **dict.fromkeys(("UV_PROJECT", "UV_WORKING_DIR"), "/"),
+}
+
+
+@pytest.mark.thorough
+def test_shell_that_tells_uv_what_to_leave_out(rendered: Render, tmp_path: Path) -> None:
+    project = rendered(**ALL_OFF).copy_to(tmp_path / "service")
+    env = {**OTHERWISE, "PATH": f"{Path(os.environ['UV']).parent}:{os.environ['PATH']}"}
+    project.run("make", "-s", "test", "ARGS=--no-cov --markers", env=env)
+    assert (project.path / ".venv/bin/pytest").exists()
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shown = "show-shell: ; @env\ninclude Makefile\n"
+    (tmp_path / "shown.mk").write_text(shown)
+    env |= {"UV_FROZEN": "1", "UV_LOCKED": "1"}
+    seen = run("make", "-s", "-f", "shown.mk", cwd=tmp_path, env=env).output
+    assert {name for name in env if f"{name}=" in seen} == {"PATH"}
+
+
 @pytest.mark.thorough
 def test_service_that_was_moved(rendered: Render, tmp_path: Path) -> None:
     """The scripts of its environment name the folder in which that was made."""

@@ -7,6 +7,7 @@ database. It starts nothing, and imports no driver: a run of unit tests does wit
 
 from __future__ import annotations
 
+import ast
 import getpass
 import hashlib
 import os
@@ -248,6 +249,7 @@ def prepare(
     database_parts: Parts | None = None,
     database_loopback: bool = False,
     redis_url: str | None = None,
+    settings: str | None = None,
     **variables: str,
 ) -> Environment:
     """Point the service at the tests' servers, before the service is imported.
@@ -259,11 +261,13 @@ def prepare(
         database_loopback: the embedded server is to be reached on 127.0.0.1, for a service, or a library,
             that takes no URL of a Unix socket. With parts, it is anyway.
         redis_url: the variable for Redis, if the service uses it.
+        settings: the file with the service's settings, a class of pydantic-settings, such as `app/config.py`. What
+            the shell says of its fields is not for tests: they see the defaults, and what is named here.
         variables: further environment variables of the service under test.
 
     Raises:
-        HarnessError: there is no place for the tests' server, a URL begins as none of Postgres does, or the
-            environment takes no such variable.
+        HarnessError: there is no place for the tests' server, a URL begins as none of Postgres does, the
+            environment takes no such variable, or the settings can't be read.
     """
     global current  # noqa: PLW0603 - one process, one environment
     if "pytest" in sys.modules:
@@ -311,6 +315,8 @@ def prepare(
     )
     if asked:
         os.environ.update(loopback.WITHOUT_TLS)
+    for field_name in _fields(settings) if settings else ():
+        _unset(field_name)
     for name, value in current.variables(current.database).items():
         _set(name, value)
     if redis_url:
@@ -371,11 +377,30 @@ def of_file(name: str) -> dict[str, str | None]:
         ) from None
 
 
+def _fields(settings: str) -> list[str]:
+    """The fields of the classes in a file. It is not imported: that would read the variables."""
+    try:
+        parsed = ast.parse((ROOT / settings).read_bytes())
+    except (OSError, SyntaxError, ValueError) as error:
+        raise HarnessError(
+            f"prepare(settings={settings!r}): there is no such file of Python in {ROOT} ({error})."
+        ) from None
+    classes = [node for node in ast.walk(parsed) if isinstance(node, ast.ClassDef)]
+    annotated = [
+        node for found in classes for node in found.body if isinstance(node, ast.AnnAssign)
+    ]
+    return [node.target.id for node in annotated if isinstance(node.target, ast.Name)]
+
+
 def _set(variable: str, value: str) -> None:
     """Set a variable of the service, in whatever case it was set before."""
+    _unset(variable)
+    os.environ[variable] = value
+
+
+def _unset(variable: str) -> None:
     for name in spellings(variable, os.environ):
         del os.environ[name]
-    os.environ[variable] = value
 
 
 def spellings(variable: str, names: Iterable[str]) -> list[str]:
