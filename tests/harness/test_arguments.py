@@ -28,6 +28,12 @@ PREPARE = {
     "prepare(database_url=['A'])": "prepare() was told of ['A'], which is no name of a variable.",
     "prepare(database_url={'A': 3})": "prepare() was told of URLs that begin with 3.",
     "prepare(redis_url='A=B')": "prepare() was told of 'A=B', which is no name of a variable.",
+    "prepare(settings=3)": "prepare(settings=3): it takes the name of a module: app.config.",
+    "prepare(settings='')": "prepare(settings=''): it takes the name of a module: app.config.",
+    "prepare(settings='app.a.b')": "prepare(settings='app.a.b'): there is no such module",
+    "prepare(settings='app.config.b')": "prepare(settings='app.config.b'): there is no such module",
+    "prepare(settings='app')": "prepare(settings='app') -> taken",
+    "prepare(settings='not_there')": "prepare(settings='not_there') -> taken",
     "prepare(database_parts='A')": "prepare(database_parts='A'): it takes Parts(host=…, …).",
     "prepare(database_parts=Parts(host=1, port='A', user='A', name='A'))": "told of 1, which",
 }

@@ -19,6 +19,8 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -261,13 +263,13 @@ def prepare(
         database_loopback: the embedded server is to be reached on 127.0.0.1, for a service, or a library,
             that takes no URL of a Unix socket. With parts, it is anyway.
         redis_url: the variable for Redis, if the service uses it.
-        settings: the file with the service's settings, a class of pydantic-settings, such as `app/config.py`. What
-            the shell says of its fields is not for tests: they see the defaults, and what is named here.
+        settings: the module with the service's settings, classes of pydantic-settings: `app.config`. What the shell
+            says of their fields is not for tests: they see the defaults, and what is named here.
         variables: further environment variables of the service under test.
 
     Raises:
         HarnessError: there is no place for the tests' server, a URL begins as none of Postgres does, the
-            environment takes no such variable, or the settings can't be read.
+            environment takes no such variable, or the service has no such module.
     """
     global current  # noqa: PLW0603 - one process, one environment
     if "pytest" in sys.modules:
@@ -315,7 +317,7 @@ def prepare(
     )
     if asked:
         os.environ.update(loopback.WITHOUT_TLS)
-    for field_name in _fields(settings) if settings else ():
+    for field_name in _fields(settings) if settings is not None else ():
         _unset(field_name)
     for name, value in current.variables(current.database).items():
         _set(name, value)
@@ -377,18 +379,23 @@ def of_file(name: str) -> dict[str, str | None]:
         ) from None
 
 
-def _fields(settings: str) -> list[str]:
-    """The fields of the classes in a file. It is not imported: that would read the variables."""
-    try:
-        parsed = ast.parse((ROOT / settings).read_bytes())
-    except (OSError, SyntaxError, ValueError) as error:
+def _fields(module: str) -> list[str]:
+    """The fields of the classes in a module. It is not imported: that would read the variables."""
+    package, *rest = str(module).split(".")
+    if not package.isidentifier():
         raise HarnessError(
-            f"prepare(settings={settings!r}): there is no such file of Python in {ROOT} ({error})."
-        ) from None
+            f"prepare(settings={module!r}): it takes the name of a module: app.config."
+        )
+    spec = find_spec(package)
+    if spec is None:  # whoever imports it will be told
+        return []
+    for part in rest:
+        spec = spec and PathFinder.find_spec(part, spec.submodule_search_locations or [])
+    if spec is None or not (spec.origin or "").endswith(".py"):
+        raise HarnessError(f"prepare(settings={module!r}): there is no such module of Python.")
+    parsed = ast.parse(Path(spec.origin or "").read_bytes())
     classes = [node for node in ast.walk(parsed) if isinstance(node, ast.ClassDef)]
-    annotated = [
-        node for found in classes for node in found.body if isinstance(node, ast.AnnAssign)
-    ]
+    annotated = [n for found in classes for n in found.body if isinstance(n, ast.AnnAssign)]
     return [node.target.id for node in annotated if isinstance(node.target, ast.Name)]
 
 
