@@ -30,7 +30,7 @@ from tests.support.machine import (
 )
 from tests.support.project import counted
 from tests.support.small import PASSED, SEEDER, Small, edited, replace
-from tests.support.tiers import first
+from tests.support.tiers import first, slow
 
 CONCERNS = [
     "*/harness/files.py",
@@ -297,7 +297,7 @@ def test_programs_that_can_not_be_run_here(small: Small, tmp_path: Path) -> None
 # --- folders -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mask", first(1, ["000", "077"]))
+@pytest.mark.parametrize("mask", first(1, ["000", "077"], others=slow))
 def test_folders_are_private_whatever_the_umask(mask: str, small: Small, complete: Any) -> None:
     service = inside(small, "sh", "-c", f'umask {mask} && exec "$@"', "sh")
     small.harness("clean")

@@ -273,4 +273,4 @@ def test_killed_at_any_instant_it_replies_once(there: Production) -> None:
 
 @pytest.mark.slow
 def test_killed_at_each_of_many_instants_it_replies_once(there: Production) -> None:
-    sweep(there, kills=50)
+    sweep(there, kills=30)
