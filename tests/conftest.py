@@ -81,14 +81,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(optionalhook=True, wrapper=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> Generator[None, int, int]:
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
     """One more than there are processors: tests wait a part of their time, for servers and naps.
 
-    With two more, a tenth slower: what waits looks again and again. The slow ones wait half of it.
+    With more, slower: what waits looks again and again. With three more, time-outs are missed.
     """
     found = yield
-    more = 3 if config.option.markexpr == "slow" else 1
-    return found if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else found + more
+    return found if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else found + 1
 
 
 @pytest.hookimpl(optionalhook=True)

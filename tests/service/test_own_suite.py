@@ -79,7 +79,7 @@ def test_suite_is_green(name: str, rendered: Render, tmp_path: Path) -> None:
     mark = new_mark()
     with counting() as (port, came):
         env = {**set_up_for_other_things(port), **nonsense(service), **NAMED_ENCODINGS, MARK: mark}
-        run = service.pytest(*options, env=env, **counts)
+        run = service.pytest(*options, env=env, timeout=600, **counts)
         assert not came
     assert not started_with(mark), "nothing goes on to run"
     assert len(re.findall(r"test_migrations\.py::\w+ PASSED", run.output)) == MIGRATIONS
