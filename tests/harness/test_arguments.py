@@ -53,3 +53,45 @@ def test_arguments_that_can_not_be_used_are_named(said: dict[str, str], small: S
     output = small.run(small.python, "-c", WALK.format(calls=[*said])).output.splitlines()
     for line, (call, part) in zip(output, said.items(), strict=True):
         assert part in line, call
+
+
+SETTINGS = """
+from pydantic import BaseModel
+from pydantic_settings import BaseSettings
+
+
+class Server(BaseModel):
+    host: str = "of no variable"
+
+
+class Common(BaseSettings):
+    log_level: str = "INFO"
+
+
+class MoreSettings(Common):
+    path: str = "the system's"
+
+
+class Settings(BaseSettings):
+    rate: int = 1
+"""
+
+SEEN = """
+import os
+from tests.harness.environment import prepare
+
+prepare(settings="app.other_settings")
+print(sorted(n for n in os.environ if n.upper() in ("HOST", "LOG_LEVEL", "PATH", "RATE")))
+"""
+
+
+def test_settings_of_the_shell_are_not_for_tests(small: Small) -> None:
+    """In whatever case; but for what other programs read."""
+    module = small.path / "app/other_settings.py"
+    module.write_text(SETTINGS)
+    env = {"HOST": "h", "log_level": "x", "LOG_LEVEL": "y", "Rate": "z"}
+    try:
+        seen = small.run(small.python, "-c", SEEN, env=env).output.splitlines()[-1]
+    finally:
+        module.unlink()
+    assert seen == "['HOST', 'PATH']"

@@ -7,7 +7,6 @@ database. It starts nothing, and imports no driver: a run of unit tests does wit
 
 from __future__ import annotations
 
-import ast
 import getpass
 import hashlib
 import os
@@ -19,8 +18,6 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from importlib.machinery import PathFinder
-from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -263,8 +260,8 @@ def prepare(
         database_loopback: the embedded server is to be reached on 127.0.0.1, for a service, or a library,
             that takes no URL of a Unix socket. With parts, it is anyway.
         redis_url: the variable for Redis, if the service uses it.
-        settings: the module with the service's settings, classes of pydantic-settings: `app.config`. What the shell
-            says of their fields is not for tests: they see the defaults, and what is named here.
+        settings: the module with the service's settings, subclasses of `BaseSettings` without a prefix: `app.config`.
+            What the shell says of their fields is not for tests: they see the defaults, and what is named here.
         variables: further environment variables of the service under test.
 
     Raises:
@@ -317,8 +314,8 @@ def prepare(
     )
     if asked:
         os.environ.update(loopback.WITHOUT_TLS)
-    for field_name in _fields(settings) if settings is not None else ():
-        _unset(field_name)
+    for name in shell.settings_in(settings) if settings is not None else ():
+        _unset(name)
     for name, value in current.variables(current.database).items():
         _set(name, value)
     if redis_url:
@@ -377,26 +374,6 @@ def of_file(name: str) -> dict[str, str | None]:
         raise HarnessError(
             f"{ROOT / name} is not in UTF-8, as the service reads it ({error}). Save it so."
         ) from None
-
-
-def _fields(module: str) -> list[str]:
-    """The fields of the classes in a module. It is not imported: that would read the variables."""
-    package, *rest = str(module).split(".")
-    if not package.isidentifier():
-        raise HarnessError(
-            f"prepare(settings={module!r}): it takes the name of a module: app.config."
-        )
-    spec = find_spec(package)
-    if spec is None:  # whoever imports it will be told
-        return []
-    for part in rest:
-        spec = spec and PathFinder.find_spec(part, spec.submodule_search_locations or [])
-    if spec is None or not (spec.origin or "").endswith(".py"):
-        raise HarnessError(f"prepare(settings={module!r}): there is no such module of Python.")
-    parsed = ast.parse(Path(spec.origin or "").read_bytes())
-    classes = [node for node in ast.walk(parsed) if isinstance(node, ast.ClassDef)]
-    annotated = [n for found in classes for n in found.body if isinstance(n, ast.AnnAssign)]
-    return [node.target.id for node in annotated if isinstance(node.target, ast.Name)]
 
 
 def _set(variable: str, value: str) -> None:

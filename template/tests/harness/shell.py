@@ -1,4 +1,4 @@
-"""What the shell exports for other programs, and what tests see of it.
+"""What the shell exports for other programs, or for the service itself, and what tests see of it.
 
 Tests connect to servers of this machine, and to those that they were given. So the shell's proxies,
 certificates and endpoints can only mislead them, and so can libpq's variables, unless the server is
@@ -10,9 +10,15 @@ nothing leaves is seen to by `checks/offline.py`.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from pathlib import Path
+
+from .errors import HarnessError
 
 _PROXIES = re.compile(r"(?i)(?:.*_)?proxy")
 
@@ -60,6 +66,9 @@ _DIRECT = {
     "no_grpc_proxy": "localhost,127.0.0.1,::1",
 }
 
+_OF_THE_SYSTEM = {"HOME", "LOGNAME", "PATH", "PWD", "SHELL", "TERM", "TMPDIR", "USER"}
+"""A setting may have one of these names; other programs read them as well (POSIX, Base Definitions, 8)."""
+
 _KEPT = "HARNESS_SHELL"
 
 
@@ -86,6 +95,37 @@ def of_the_user() -> dict[str, str | None]:
     """
     others = {n for n in _kept() if _LIBPQ.fullmatch(n) or n in _SENDING}
     return {**dict.fromkeys(_DIRECT), **{n: v for n, v in _kept().items() if n not in others}}
+
+
+def settings_in(module: str) -> list[str]:
+    """The settings of a service: the fields of those classes in a module whose base is `BaseSettings`.
+
+    It is not imported, since that would read the variables.
+
+    Raises:
+        HarnessError: there is no such module.
+    """
+    package, *rest = str(module).split(".")
+    if not package.isidentifier():
+        raise HarnessError(
+            f"prepare(settings={module!r}): it takes the name of a module: app.config."
+        )
+    spec = find_spec(package)
+    if spec is None:  # whoever imports it will be told
+        return []
+    for part in rest:
+        spec = spec and PathFinder.find_spec(part, spec.submodule_search_locations or [])
+    if spec is None or not (spec.origin or "").endswith(".py"):
+        raise HarnessError(f"prepare(settings={module!r}): there is no such module of Python.")
+    found: dict[str, list[str]] = {}
+    for node in ast.walk(ast.parse(Path(spec.origin or "").read_bytes())):
+        if isinstance(node, ast.ClassDef):
+            bases = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
+            if bases & found.keys() or any(base.endswith("Settings") for base in bases):
+                annotated = [n.target for n in node.body if isinstance(n, ast.AnnAssign)]
+                found[node.name] = [n.id for n in annotated if isinstance(n, ast.Name)]
+    names = [name for fields in found.values() for name in fields]
+    return [name for name in names if name.upper() not in _OF_THE_SYSTEM]
 
 
 def _kept() -> dict[str, str]:
