@@ -260,7 +260,7 @@ def prepare(
         database_loopback: the embedded server is to be reached on 127.0.0.1, for a service, or a library,
             that takes no URL of a Unix socket. With parts, it is anyway.
         redis_url: the variable for Redis, if the service uses it.
-        settings: the module with the service's settings, subclasses of `BaseSettings` without a prefix: `app.config`.
+        settings: the module with the service's settings, subclasses of `BaseSettings` without a prefix.
             What the shell says of their fields is not for tests: they see the defaults, and what is named here.
         variables: further environment variables of the service under test.
 

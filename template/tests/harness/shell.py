@@ -107,9 +107,7 @@ def settings_in(module: str) -> list[str]:
     """
     package, *rest = str(module).split(".")
     if not package.isidentifier():
-        raise HarnessError(
-            f"prepare(settings={module!r}): it takes the name of a module: app.config."
-        )
+        raise HarnessError(f"prepare(settings={module!r}): it takes the name of a module.")
     spec = find_spec(package)
     if spec is None:  # whoever imports it will be told
         return []
