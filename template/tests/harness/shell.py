@@ -113,16 +113,18 @@ def settings_in(module: str) -> list[str]:
         return []
     for part in rest:
         spec = spec and PathFinder.find_spec(part, spec.submodule_search_locations or [])
-    if spec is None or not (spec.origin or "").endswith(".py"):
+    origin = (spec and spec.origin) or ""
+    if not origin.endswith(".py"):
         raise HarnessError(f"prepare(settings={module!r}): there is no such module of Python.")
-    found: dict[str, list[str]] = {}
-    for node in ast.walk(ast.parse(Path(spec.origin or "").read_bytes())):
+    classes: set[str] = set()
+    names: list[str] = []
+    for node in ast.walk(ast.parse(Path(origin).read_bytes())):
         if isinstance(node, ast.ClassDef):
             bases = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
-            if bases & found.keys() or any(base.endswith("Settings") for base in bases):
-                annotated = [n.target for n in node.body if isinstance(n, ast.AnnAssign)]
-                found[node.name] = [n.id for n in annotated if isinstance(n, ast.Name)]
-    names = [name for fields in found.values() for name in fields]
+            if bases & classes or any(base.endswith("Settings") for base in bases):
+                classes.add(node.name)
+                fields = [n.target for n in node.body if isinstance(n, ast.AnnAssign)]
+                names += [field.id for field in fields if isinstance(field, ast.Name)]
     return [name for name in names if name.upper() not in _OF_THE_SYSTEM]
 
 
