@@ -51,8 +51,10 @@ def set_up_for_other_things(port: int) -> dict[str, str | None]:
         "PGCHANNELBINDING": "require",
         "PGGSSENCMODE": "require",
     }
+    graphs = ("LANGGRAPH_DEFAULT_RECURSION_LIMIT", "LANGGRAPH_DELTA_MAX_SUPERSTEPS_SINCE_SNAPSHOT")
     return {
         **tracing,
+        **dict.fromkeys(graphs, "nonsense"),
         **dict.fromkeys(proxies, url),
         **model,
         **dict.fromkeys(certificates, "/nonexistent/roots.pem"),

@@ -33,6 +33,9 @@ _ENDPOINTS = re.compile(
     "|ANTHROPIC_BASE_URL"
 )
 
+# How far LangGraph lets a graph run, which it reads when it is imported.
+_LIMITS_OF_GRAPHS = re.compile("LANGGRAPH_(?:DEFAULT|DELTA)_.+")
+
 # libpq's own, as in PGHOST, PGSSLMODE; not a service's, as in PG_HOST.
 _LIBPQ = re.compile(r"PG[A-Z]+|PGCONNECT_TIMEOUT")
 
@@ -140,4 +143,6 @@ def _misleads(name: str, value: str, libpq: bool, certificates: bool) -> bool:
         return not (certificates and os.path.exists(value))
     if _LIBPQ.fullmatch(name):
         return not libpq or name in _PAST_THE_URL
-    return bool(_PROXIES.fullmatch(name) or _ENDPOINTS.fullmatch(name) or name in _SENDING)
+    return name in _SENDING or any(
+        kind.fullmatch(name) for kind in (_PROXIES, _ENDPOINTS, _LIMITS_OF_GRAPHS)
+    )
