@@ -29,7 +29,7 @@ make service DEST=../my-service    a new service with the default answers, and i
                                    other answers: ANSWERS="-d use_redis=false -d ci=gitlab"
 make test                          the template's own tests (ARGS="-x -k update" goes to pytest)
                                    what CI runs, the thorough ones as well: ARGS="-m 'not slow'"
-make test-faults                   those that take minutes: kill sweeps, many seeds, each combination
+make test-faults                   those that take minutes: kill sweeps, many seeds, each feature alone
 make bench                         what a test costs, beside the usual patterns, and with large tables
 make recordings                    what README shows: the pictures of terminals, made of what really runs
 make check                         formatter, linters and type checker over the template's own files

@@ -86,3 +86,7 @@ def off(answers: Mapping[str, Any]) -> set[str]:
 _COUNTED = [off(variant.answers) for variant in VARIANTS.values()]
 OTHERS = [name for name, answers in COMBINATIONS.items() if off(answers) not in _COUNTED]
 """Those of features that no variant has."""
+
+ALONE = [name for name, answers in COMBINATIONS.items() if len(off(answers)) == len(FEATURES) - 1]
+"""Each feature without the others. With the variants, any three features are tested with all of
+the answers that they can have together."""

@@ -389,7 +389,7 @@ def test_disk_full_while_seeding(small: Small, complete: Any) -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     "leave",
-    first(1, [1, 60, 40, 30, 20, 10, 5, 0.1], others=slow),
+    first(1, [1, 60, 20, 5, 0.1], others=slow),
 )
 def test_disk_full(leave: float, small: Small, complete: Any) -> None:
     with disk(small, 160) as (service, folder):

@@ -69,14 +69,17 @@ SIGNALS = {
     "SIGHUP": [signal.SIGHUP],
     "SIGQUIT": [signal.SIGQUIT],
 }
-QUICK = [("twice", "two workers", while_a_test_runs), ("SIGTERM", "alone", while_it_seeds)]
+# Each at each moment, with workers and alone by turns: each two of the three meet.
+WORKERS = itertools.cycle(["two workers", "alone"])
+CASES = [(*case, next(WORKERS)) for case in itertools.product(SIGNALS, MOMENTS)]
+QUICK = [
+    ("twice", while_a_test_runs, "two workers"),
+    ("SIGTERM", while_initdb_runs, "alone"),
+]
 
 
-@pytest.mark.parametrize(
-    ("signals", "workers", "moment"),
-    quick(*QUICK, of=itertools.product(SIGNALS, ("alone", "two workers"), MOMENTS), others=slow),
-)
-def test_signals(signals: str, workers: str, moment: Moment, small: Small, complete: Any) -> None:
+@pytest.mark.parametrize(("signals", "moment", "workers"), quick(*QUICK, of=CASES, others=slow))
+def test_signals(signals: str, moment: Moment, workers: str, small: Small, complete: Any) -> None:
     run = moment(small, *(["-n", "2"] if workers == "two workers" else []))
     for number in SIGNALS[signals]:
         os.killpg(run.pid, number)

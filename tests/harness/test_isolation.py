@@ -36,11 +36,10 @@ def hostile(rendered: Render, tmp_path_factory: pytest.TempPathFactory) -> Itera
     remove_clusters(folder)
 
 
-@pytest.mark.parametrize(
-    "workers", first(1, [[], ["-n", "2"]], others=slow), ids=["plain", "two workers"]
-)
 @pytest.mark.parametrize("seed", SEEDS)
-def test_witnesses_see_no_pollution(hostile: Project, seed: int, workers: list[str]) -> None:
+def test_witnesses_see_no_pollution(hostile: Project, seed: int) -> None:
+    """In one process and in two by turns."""
+    workers = [] if seed % 2 else ["-n", "2"]
     options = ["--no-cov", f"--randomly-seed={seed}", *workers]
     outcome = hostile.pytest(*options, status=1, passed=PASSED, failed=FAILED, error=ERRORS)
     lines = [line for line in outcome.output.splitlines() if "test_witness" in line]

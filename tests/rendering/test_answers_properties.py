@@ -251,7 +251,7 @@ def test_a_render_of_odd_names_is_built(rendered: Render, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@settings(WITHOUT_A_LIMIT_OF_TIME, max_examples=10)
+@settings(WITHOUT_A_LIMIT_OF_TIME, max_examples=6)
 @given(answers=GOOD)
 def test_renders_are_built_and_checked_by_mypy(
     answers: dict[str, Any], template: Path, python: Path, shared: Path, tmp_path: Path

@@ -1,7 +1,8 @@
-"""Each combination of features that test_own_suite.py does not run: its tests pass, too."""
+"""Each feature alone: its tests pass without those of the others."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.conftest import Render
 from tests.support.project import Project, counted, install
-from tests.variants import COMBINATIONS, FEATURES, OTHERS, VARIANTS
+from tests.variants import ALONE, COMBINATIONS, FEATURES, VARIANTS, off
 
 CONCERNS = ["template/*.jinja"]
 
@@ -28,14 +29,17 @@ def collected(project: Project, marker: str) -> int:
     return int(found[0]) if found else 0
 
 
-def test_variants_have_one_feature_off_each_or_none_or_all() -> None:
-    """The others are all the rest."""
-    number = len(FEATURES)
-    assert len(OTHERS) == 2**number - (number + 2)
+@pytest.mark.parametrize("three", list(itertools.combinations(FEATURES, 3)))
+def test_three_features_are_tested_with_all_their_answers(three: tuple[str, ...]) -> None:
+    """Here or in test_own_suite.py."""
+    tested = [off(variant.answers) for variant in VARIANTS.values()]
+    tested += [off(COMBINATIONS[name]) for name in ALONE]
+    together = {tuple(feature in features for feature in three) for features in tested}
+    assert together == {*itertools.product((True, False), repeat=3)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", ALONE)
 def test_suite_is_green(name: str, rendered: Render, tmp_path: Path) -> None:
     """In an environment that holds what the combination itself depends on, and nothing else."""
     project = install(rendered(**COMBINATIONS[name]), tmp_path / "environment")

@@ -39,7 +39,7 @@ CONCERNS = [
     "template/*code_answers*",
 ]
 
-# The default variant, all off, and two mixed ones.
+# All features, none, and one that is mixed.
 VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "all off": ALL_OFF,
@@ -49,7 +49,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "project_name": "Zoë's",
         "ci": "gitlab",
     },
-    "no assistant, no auth": {"use_assistant": False, "use_auth": False, "ci": "none"},
 }
 
 HISTORY = "migrations/versions/"
