@@ -209,6 +209,7 @@ def test_no_configuration(sick: Project) -> None:
     assert "finds no tests" not in said, "it does not find them because of that"
 
 
+@pytest.mark.thorough
 def test_settings_of_native_types(sick: Project) -> None:
     """Pytest refuses a file with both tables: what the doctor says must not bring the other."""
     configuration = sick.path / "pyproject.toml"
@@ -273,6 +274,7 @@ def test_without_a_driver(sick: Project, tmp_path: Path) -> None:
     assert "ok       installed: " in said
 
 
+@pytest.mark.thorough
 def test_commands_find_what_tests_find(sick: Project) -> None:
     """By pytest's `pythonpath`; where a module is not found, it is said."""
     (sick.path / "code").mkdir()

@@ -85,6 +85,7 @@ def test_edited_sources_are_noticed(probed: Project) -> None:
     assert next_run(probed).golden()[1] == "reused", "the time of a file says nothing"
 
 
+@pytest.mark.thorough
 def test_linked_sources(probed: Project, tmp_path: Path) -> None:
     """What lies elsewhere counts as well. An editor's mark of what is edited leads nowhere."""
     elsewhere, migrations = tmp_path / "elsewhere", probed.path / "migrations"

@@ -7,6 +7,7 @@ import pytest
 from tests.support.machine import linux_only, started_with
 from tests.support.project import counted
 from tests.support.small import Small
+from tests.support.tiers import first
 
 CONCERNS = ["*/harness/plugin.py", "*/harness/markers.py"]
 
@@ -34,7 +35,9 @@ def test_shown_set_up_runs_the_tests(small: Small) -> None:
     assert "golden: " in small.green("--setup-show").output
 
 
-@pytest.mark.parametrize("every_file", [["--doctest-modules"], ["-o", "python_files=*.py"]])
+@pytest.mark.parametrize(
+    "every_file", first(1, [["--doctest-modules"], ["-o", "python_files=*.py"]])
+)
 def test_files_of_the_harness_are_no_tests(every_file: list[str], small: Small) -> None:
     """To import one that runs elsewhere ended the run."""
     run = [str(small.python), "-m", "pytest", "--no-cov", "-q", "--collect-only", *every_file]

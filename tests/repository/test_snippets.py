@@ -73,7 +73,7 @@ def test_languages_are_known(document: str) -> None:
 @linux_only
 @pytest.mark.parametrize(
     "document",
-    [*quick(ROOT / "README.md", of=FIRST), *quick(of=REPEAT, others=slow)],
+    [*quick(of=FIRST), *quick(of=REPEAT, others=slow)],
     indirect=True,
     ids=titled,
 )

@@ -267,6 +267,7 @@ def sweep(there: Production, kills: int) -> None:
         print(f"{2 * kills} kills: {dict(outcomes)}; undisturbed {seconds} s")
 
 
+@pytest.mark.thorough
 def test_killed_at_any_instant_it_replies_once(there: Production) -> None:
     sweep(there, kills=5)
 

@@ -558,6 +558,7 @@ def migration(desk: Desk, revision: str, before: str, upgrade: str) -> Path:
     return path
 
 
+@pytest.mark.thorough
 def test_migrations(plain: Desk) -> None:
     """New ones are applied and told; where one fails, the database is as it was."""
     content = "SELECT version_num, (SELECT count(*) FROM customers) FROM alembic_version"

@@ -25,6 +25,10 @@ CONCERNS = [
 
 # Coverage doubles a run's time.
 COVERED = "all off"
+# With all features and with none, then those between.
+ENDS = ("defaults", COVERED)
+BETWEEN = [name for name in VARIANTS if name not in ENDS]
+CASES = [*quick("defaults", of=ENDS), *quick(of=BETWEEN, others=slow)]
 
 # Options of a second run, and how many tests it passes. At random, by two workers: see
 # test_leftovers.py.
@@ -48,10 +52,6 @@ async def test_loop():
 # Whoever reads or writes text names its encoding, or Python warns, and warnings are errors.
 NAMED_ENCODINGS = {"PYTHONWARNDEFAULTENCODING": "1"}
 
-# With all features and with none.
-QUICK = ("defaults", "all off")
-
-
 # Tests read these of the shell: where the service's own data are, so that nobody touches them, and
 # the model to ask.
 READ_OF_THE_SHELL = {"database_url", "redis_url", "llm_model"}
@@ -65,7 +65,7 @@ def nonsense(service: Project) -> dict[str, str]:
     return {field.upper(): "nonsense" for field in fields}
 
 
-@pytest.mark.parametrize("name", quick(*QUICK, of=VARIANTS, others=slow))
+@pytest.mark.parametrize("name", CASES)
 def test_suite_is_green(name: str, rendered: Render, tmp_path: Path) -> None:
     """In an environment that holds what the variant itself depends on, and nothing else.
 

@@ -62,6 +62,7 @@ def test_what_a_library_says_of_itself():
 """
 
 
+@pytest.mark.thorough
 def test_what_a_newer_python_says_of_libraries_fails_no_test(small: Small) -> None:
     """LangSmith calls what 3.14 warns of, at its import. One's own code is to follow at once."""
     outcome = small.tried(ANNOUNCED)

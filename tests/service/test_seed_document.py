@@ -38,6 +38,7 @@ def test_each_file_alone(dropped_in: Project) -> None:
         dropped_in.pytest("--no-cov", f"tests/{name}", passed=passed)
 
 
+@pytest.mark.thorough
 def test_together_in_random_order_and_in_parallel(dropped_in: Project) -> None:
     files = [f"tests/{name}" for name in PASSED]
     passed = sum(PASSED.values())

@@ -553,6 +553,7 @@ def test_edited_harness_is_noticed(scaffold: Scaffold) -> None:
 IMPORTED_BY_SERVICES = ("__init__", "environment", "plugin", "fixtures", "valkey")
 
 
+@pytest.mark.thorough
 def test_no_release_takes_a_file_away(versions: Path, fresh: Rendered) -> None:
     """An update removes what is gone from the template, with the user's edits in it.
 
@@ -601,6 +602,7 @@ def test_project_older_than_a_question(scaffold: Scaffold, versions: Path) -> No
     assert Project.read(project.path, project.python).answers["scope"] == "service"
 
 
+@pytest.mark.thorough
 def test_package_renamed_by_its_user(scaffold: Scaffold) -> None:
     """Copier is told afterwards, and follows in the files that it merges."""
     project = scaffold(PRESENT, **ALL_OFF)
