@@ -124,7 +124,7 @@ def starting_points(repository: Path) -> list[str]:
 
 
 def of_untouched(variant: str, repository: Path) -> list[str]:
-    """The versions that projects without edits are from: of one variant all, of others the first."""
+    """The versions that projects without edits are from: of one variant all, or the first."""
     released = starting_points(repository)
     return list(dict.fromkeys([*released, PRESENT])) if variant == "all off" else released[:1]
 
