@@ -165,6 +165,21 @@ def test_edited_command_fails(
     small.healed(complete)
 
 
+def test_commands_that_made_nothing(small: Small, complete: Any) -> None:
+    """They succeeded in another database, where the tests would be next."""
+    conftest = small.path / "tests/conftest.py"
+    recipe = conftest.read_text().replace('metadata="app.models:Base.metadata"', "metadata=None")
+    recipe = re.sub(r"seeded=\[.*\],", "", recipe)
+    assert recipe.count("metadata=None") == 1
+    with edited(conftest, recipe), edited(small.path / "ingest.py", ""):
+        output = small.red(SEED="raise SystemExit(0)")
+    assert f"{NOT_BUILT}: the commands succeeded, and it is as empty as before" in output
+    assert "DATABASE_URL" in output
+    assert "Traceback" not in output
+    small.seedings()
+    small.healed(complete, says=BUILT)
+
+
 STOCK = """
 
 from sqlalchemy import event

@@ -27,7 +27,7 @@ from psycopg import sql
 from ..checks import failure
 from ..environment import Environment
 from ..errors import HarnessError
-from ..layout import CONFTEST, ROOT
+from ..layout import CONFTEST, PACKAGE, ROOT
 from ..recipe import Recipe
 from ..waiting import polls
 from . import databases
@@ -180,11 +180,14 @@ def _build(
         with databases.connect(environment, temporary) as inside:
             for extension in recipe.extensions:
                 _create_extension(inside, extension)
+            bare = digest(inside)
         _create_all(environment, recipe, temporary)
         for commands in recipe.steps:
             _run(environment, recipe, temporary, commands)
         with databases.connect(environment, temporary) as inside:
             held = digest(inside)
+            if recipe.steps and held == bare:
+                _refuse_empty(environment, temporary)
             _check_seeded(recipe, held)
             databases.compact(inside)
         # The next session leaves a file from which others learn of the catalogs, and clones inherit
@@ -340,6 +343,15 @@ def _end_of(output: IO[bytes]) -> str:
     size = output.seek(0, os.SEEK_END)
     output.seek(max(0, size - _OUTPUT))
     return output.read().decode(errors="replace").strip()
+
+
+def _refuse_empty(environment: Environment, database: str) -> None:
+    """Where the commands went instead, the tests would go next, and empty its tables."""
+    raise HarnessError(
+        f"{_NOT_BUILT}: the commands succeeded, and it is as empty as before. Nothing was published.\n"
+        f"They are told of it by {', '.join(environment.variables(database))}. If they read another variable, they "
+        f"have filled another database: name that one to prepare() in {PACKAGE}."
+    )
 
 
 def _check_seeded(recipe: Recipe, held: dict[str, Any]) -> None:
