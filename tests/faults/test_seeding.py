@@ -180,6 +180,37 @@ def test_commands_that_made_nothing(small: Small, complete: Any) -> None:
     small.healed(complete, says=BUILT)
 
 
+ANOTHER = """
+
+from sqlalchemy import Column, Integer, MetaData, Table, Text
+
+part = MetaData()
+Table("customers", part, Column("id", Integer, primary_key=True), Column("email", Text))
+other = MetaData()
+Table("customers", other, Column("id", Integer, primary_key=True), Column("shoe_size", Text))
+"""
+
+
+@pytest.mark.thorough
+def test_table_of_two_metadata(small: Small, complete: Any) -> None:
+    """As services have it that use two databases. What is part of another's is no second table."""
+    models, conftest = small.path / "app/models/__init__.py", small.path / "tests/conftest.py"
+    own = 'metadata="app.models:Base.metadata"'
+    recipe = conftest.read_text()
+    assert recipe.count(own) == 1
+    with edited(models, models.read_text() + ANOTHER):
+        both = recipe.replace(own, 'metadata=["app.models:Base.metadata", "app.models:other"]')
+        with edited(conftest, both):
+            output = small.red()
+        assert f"{NOT_BUILT}: two metadata of the recipe have a table customers" in output
+        assert "the first lacks shoe_size" in output
+        assert "Traceback" not in output
+        with edited(conftest, both.replace(":other", ":part")):
+            small.green()
+    small.seedings()
+    small.healed(complete, says=BUILT)
+
+
 STOCK = """
 
 from sqlalchemy import event

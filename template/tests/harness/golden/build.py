@@ -240,7 +240,18 @@ def _create_all(environment: Environment, recipe: Recipe, database: str) -> None
         creator=lambda: databases.connect(environment, database),
         poolclass=sqlalchemy.NullPool,
     )
+    made: dict[str, Any] = {}
     for tables in found:
+        for name, table in tables.tables.items():
+            lacking = {c.name for c in table.columns} - {
+                c.name for c in made.setdefault(name, table).columns
+            }
+            if lacking:
+                raise HarnessError(
+                    f"{_NOT_BUILT}: two metadata of the recipe have a table {name}, and that of the first lacks "
+                    f"{', '.join(sorted(lacking))}. Nothing was published.\nTests have one database, whose tables have names of "
+                    "their own: let one of the two have another name, or a schema."
+                )
         try:
             tables.create_all(engine)
         except sqlalchemy.exc.DBAPIError as error:
