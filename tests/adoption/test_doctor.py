@@ -237,6 +237,33 @@ def test_made_before_prepare(sick: Project) -> None:
     assert "\n             import tests\n" in said
 
 
+def test_variable_that_the_project_sets_itself(sick: Project) -> None:
+    """A service without an engine reads it when it starts. What a shell has may be of others."""
+    (sick.path / "conftest.py").write_text(
+        "import os\n\nimport tests\n\n"
+        'os.environ.setdefault("SHOP_DSN", "postgresql://a:secret@127.0.0.1:5433/shop")\n'
+    )
+    said = sick.tool("tests.harness", "doctor", status=1).output
+    assert "missing  SHOP_DSN, which the project sets, leads to 127.0.0.1:5433/shop, not to" in said
+    assert "secret" not in said
+    env = {"SHOP_DSN": "postgresql://a@127.0.0.1:5433/another"}
+    assert "another" not in sick.tool("tests.harness", "doctor", env=env).output
+
+
+def test_one_engine_of_two_leads_elsewhere(sick: Project) -> None:
+    """All that the service has are led to one database."""
+    (sick.path / "conftest.py").write_text(
+        "import tests\nfrom sqlalchemy import create_engine\n\n"
+        'audit = create_engine("postgresql+psycopg://a@127.0.0.1:5433/audit")\n'
+    )
+    said = sick.tool("tests.harness", "doctor", status=1).output
+    assert (
+        "missing  an engine (psycopg) leads to postgresql+psycopg://a@127.0.0.1:5433/audit" in said
+    )
+    assert "Tests have one database" in said
+    assert "\n             prepare(database_url={" in said
+
+
 def test_service_that_can_not_be_imported_before_prepare(sick: Project) -> None:
     """The package of the tests is as it should be: nobody has come to it."""
     root = sick.path / "conftest.py"

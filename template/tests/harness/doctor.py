@@ -48,6 +48,8 @@ def pytest_harness_recipe() -> Recipe:
         commands=[module("alembic", "upgrade", "head")],
         sources=["migrations"],
     )"""
+_SEVERAL = """\
+prepare(database_url={"DATABASE_URL": "postgresql+asyncpg", "…": "postgresql+asyncpg"})"""
 _SCOPES = ("asyncio_default_fixture_loop_scope", "asyncio_default_test_loop_scope")
 
 
@@ -398,8 +400,10 @@ def _leads(seen: dict[str, Any]) -> Iterator[Finding]:
     variables = ", ".join(seen["prepared"])
     elsewhere = [(f"an engine ({e['driver']})", e["url"]) for e in seen["engines"] if not e["ours"]]
     elsewhere += [tuple(found) for found in seen["settings"]]
-    for what, url in elsewhere:
-        early = seen["early"]
+    set_here = [(f"{name}, which the project sets,", url) for name, url in seen["variables"]]
+    several = any(engine["ours"] for engine in seen["engines"])
+    for what, url in elsewhere + set_here:
+        early = seen["early"] if (what, url) not in set_here else ()
         why = (
             f"{early[0]} was imported before {_TESTS}. Import `{_TESTS}` first, at the top of the conftest.py that "
             "imports it:"
@@ -407,12 +411,16 @@ def _leads(seen: dict[str, Any]) -> Iterator[Finding]:
             else f"prepare() sets {variables}, and it was made from something else. Name the variable "
             f"that it reads, in {PACKAGE}:"
         )
-        yield Finding(
-            False,
-            f"{what} leads to {url}, not to the tests' database: {why}",
-            f"import {_TESTS}" if early else 'prepare(database_url="…")',
-        )
-    if elsewhere:
+        write = f"import {_TESTS}" if early else 'prepare(database_url="…")'
+        if several and not early:
+            why = (
+                "Tests have one database, and another engine leads there already. Name the variable of this one beside "
+                "the other's, or copy the values of the other's parts to its own below prepare(): it finds its tables there, "
+                f"too, if no others have their names. In {PACKAGE}:"
+            )
+            write = _SEVERAL
+        yield Finding(False, f"{what} leads to {url}, not to the tests' database: {why}", write)
+    if elsewhere or set_here:
         return
     engines = seen["engines"]
     for engine in engines:
@@ -425,5 +433,5 @@ def _leads(seen: dict[str, Any]) -> Iterator[Finding]:
     if not engines:
         yield Finding(
             True,
-            "no engine exists before a test runs: one that leads elsewhere is refused when it connects",
+            "no engine exists before a test runs: where it will lead can't be seen from here",
         )

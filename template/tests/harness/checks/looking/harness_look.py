@@ -27,6 +27,7 @@ _SETTINGS = (
 _URL = re.compile(r"postgres(?:ql)?(?:\+\w+)?://")
 
 _seen: dict[str, Any] = {"errors": [], "prepared": None}
+_shell = {**os.environ}
 _here = sys.path[0]  # which `python -m pytest` puts there, and `pytest` does not
 _config: pytest.Config
 
@@ -57,6 +58,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         _seen["recipe"] = _recipe(session.config.hook.pytest_harness_recipe())
     _seen["engines"] = _engines(current.database)
     _seen["settings"] = _urls_in_settings(current.database)
+    _seen["variables"] = _urls_in_variables(current.database)
 
 
 def _tell() -> None:
@@ -176,3 +178,15 @@ def _urls_in_settings(database: str) -> list[list[str]]:
                 if _URL.match(text) and database not in text:
                     found.append((f"{type(settings).__name__}.{name}", text.rpartition("@")[2]))
     return [[*one] for one in dict.fromkeys(found)]
+
+
+def _urls_in_variables(database: str) -> list[list[str]]:
+    """Those that the project has set, in a conftest.py or by a file; what a shell has may be of others."""
+    return [
+        [name, text.rpartition("@")[2]]
+        for name, text in os.environ.items()
+        if _URL.match(text)
+        and database not in text
+        and _shell.get(name) != text
+        and not name.startswith(("HARNESS_", "TEST_DATABASE_URL"))
+    ]
