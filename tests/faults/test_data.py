@@ -48,3 +48,32 @@ def test_golden_database_that_is_not_as_published(change: str, small: Small, com
     small.healed(complete, also={"app_mine"} if change == "renamed" else None)
     with small.console() as console:
         console.sql("DROP DATABASE IF EXISTS app_mine")
+
+
+# What of a database says that it is ours, and that it may be dropped.
+KNOWN_BY = """
+import os
+
+import psycopg
+import pytest
+
+from app.config import settings
+
+WITH = os.environ["WITH"]
+
+
+@pytest.mark.parametrize("time", range(2))
+def test_changes_it(time):
+    with psycopg.connect(settings.database_url.replace("+asyncpg", ""), autocommit=True) as c:
+        c.execute(f"ALTER DATABASE {c.info.dbname} {WITH}")
+"""
+
+
+@pytest.mark.parametrize(
+    "change", ["IS_TEMPLATE true", "CONNECTION LIMIT 3", "OWNER TO pg_read_all_data"]
+)
+def test_database_that_a_test_makes_unlike_ours(change: str, small: Small, complete: Any) -> None:
+    """It goes, as any other: no later run fails for it, and none is left for good."""
+    outcome = small.tried(KNOWN_BY, WITH=change)
+    assert (outcome.status, outcome.counts) == (0, {"passed": 2})
+    small.healed(complete)

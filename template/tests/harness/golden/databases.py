@@ -108,6 +108,8 @@ class Database:
     sealed: bool
     given_up: bool
     """Whether somebody began to drop it."""
+    template: bool
+    """As a golden one is; a test may have made its own one."""
     comment: str
 
     @property
@@ -312,7 +314,7 @@ def ours(connection: Connection) -> list[Database]:
         """
         SELECT datname, oid, datistemplate AND NOT datallowconn,
                datconnlimit = %(invalid)s OR NOT datistemplate AND NOT datallowconn,
-               coalesce(shobj_description(oid, 'pg_database'), '')
+               datistemplate, coalesce(shobj_description(oid, 'pg_database'), '')
         FROM pg_database
         WHERE datname ~ %(pattern)s
           AND pg_get_userbyid(datdba) = current_user
@@ -440,7 +442,7 @@ def drop(connection: Connection, databases: Iterable[Database], timeout: float =
     problems = []
     for database in databases:
         name = sql.Identifier(database.name)
-        if database.kind == "g" and not database.given_up:
+        if database.template and not database.given_up:
             connection.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(name))
         try:
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
@@ -457,6 +459,12 @@ def drop(connection: Connection, databases: Iterable[Database], timeout: float =
                 problems.append(str(error))
     if problems:
         raise HarnessError("\n".join(problems))
+
+
+def as_ours(name: str) -> sql.Composed:
+    """SQL that gives a database of this worker what it is known by, whatever a test made of it."""
+    again = "ALTER DATABASE {0} CONNECTION LIMIT {1}; ALTER DATABASE {0} OWNER TO CURRENT_USER"
+    return sql.SQL(again).format(sql.Identifier(name), sql.Literal(MARK))
 
 
 def drop_named(connection: Connection, name: str) -> None:

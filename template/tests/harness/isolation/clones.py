@@ -121,7 +121,7 @@ class Clones:
             if waits or attempt:  # something may have reconnected
                 databases.disconnect(self._connection, self.name)
             try:
-                return self.look(aside, into)  # both, or neither
+                return self.look(aside, databases.as_ours(old), into)  # all, or nothing
             except psycopg.errors.ObjectInUse:
                 continue
             except psycopg.errors.InvalidCatalogName:  # dropped by the test
