@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.small import Small
+from tests.support.small import SQL, Small
 from tests.support.tiers import first, slow
 
 CONCERNS = ["*/harness/golden/*"]
@@ -77,3 +77,32 @@ def test_database_that_a_test_makes_unlike_ours(change: str, small: Small, compl
     outcome = small.tried(KNOWN_BY, WITH=change)
     assert (outcome.status, outcome.counts) == (0, {"passed": 2})
     small.healed(complete)
+
+
+READ_ONLY = (
+    SQL
+    + """
+import pytest
+
+
+def test_role_may_only_read():
+    sql("ALTER ROLE CURRENT_USER SET default_transaction_read_only = on")
+
+
+@pytest.mark.parametrize("time", range(2))
+def test_writes(time):
+    sql("UPDATE customers SET phone = '0'")
+"""
+)
+
+
+def test_role_that_a_test_lets_only_read(small: Small, complete: Any) -> None:
+    """Neither the next test nor the next run is told that it may not write."""
+    try:
+        outcome = small.tried(READ_ONLY)
+        assert (outcome.status, outcome.counts) == (0, {"passed": 3})
+        small.healed(complete)
+    finally:  # others use its server
+        with small.console() as console:
+            console.sql("SET default_transaction_read_only = off")
+            console.sql("ALTER ROLE CURRENT_USER RESET default_transaction_read_only")

@@ -155,6 +155,9 @@ _SETTINGS = {
     "transaction_timeout": "0",
 }
 
+_OF_EMBEDDED = {"default_transaction_read_only": "off"}
+"""What only a test can have set for our role there. A server that is given says so, and is refused: see guard."""
+
 # Those that this version of Postgres has; and of what somebody has set for our role, nothing that it may
 # change, but for the role that it takes, which pg_settings does not show, and that it only reads: see guard.
 _SET = """
@@ -219,7 +222,8 @@ def connect(
                 client_encoding="UTF8",  # of SQL_ASCII, psycopg makes bytes
                 prepare_threshold=None,  # after each DDL, psycopg would have to forget them
             )
-            connection.execute(_SET, {"wanted": json.dumps(_SETTINGS)})
+            wanted = _SETTINGS if environment.external_url else {**_SETTINGS, **_OF_EMBEDDED}
+            connection.execute(_SET, {"wanted": json.dumps(wanted)})
         except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
             full = FULL.search(str(error))
             if full and waited < patience:
