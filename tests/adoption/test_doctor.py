@@ -237,6 +237,7 @@ def test_made_before_prepare(sick: Project) -> None:
     assert "\n             import tests\n" in said
 
 
+@pytest.mark.thorough
 def test_variable_that_the_project_sets_itself(sick: Project) -> None:
     """A service without an engine reads it when it starts. What a shell has may be of others."""
     (sick.path / "conftest.py").write_text(
@@ -250,6 +251,7 @@ def test_variable_that_the_project_sets_itself(sick: Project) -> None:
     assert "another" not in sick.tool("tests.harness", "doctor", env=env).output
 
 
+@pytest.mark.thorough
 def test_one_engine_of_two_leads_elsewhere(sick: Project) -> None:
     """All that the service has are led to one database."""
     (sick.path / "conftest.py").write_text(

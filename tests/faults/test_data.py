@@ -70,7 +70,7 @@ def test_changes_it(time):
 
 
 @pytest.mark.parametrize(
-    "change", ["IS_TEMPLATE true", "CONNECTION LIMIT 3", "OWNER TO pg_read_all_data"]
+    "change", first(1, ["IS_TEMPLATE true", "CONNECTION LIMIT 3", "OWNER TO pg_read_all_data"])
 )
 def test_database_that_a_test_makes_unlike_ours(change: str, small: Small, complete: Any) -> None:
     """It goes, as any other: no later run fails for it, and none is left for good."""
@@ -96,6 +96,7 @@ def test_writes(time):
 )
 
 
+@pytest.mark.thorough
 def test_role_that_a_test_lets_only_read(small: Small, complete: Any) -> None:
     """Neither the next test nor the next run is told that it may not write."""
     try:

@@ -250,7 +250,7 @@ def _create_all(environment: Environment, recipe: Recipe, database: str) -> None
                 raise HarnessError(
                     f"{_NOT_BUILT}: two metadata of the recipe have a table {name}, and that of the first lacks "
                     f"{', '.join(sorted(lacking))}. Nothing was published.\nTests have one database, whose tables have names of "
-                    "their own: let one of the two have another name, or a schema."
+                    "their own: let one of the two have another name, or a schema. If they are the same, name the whole one first."
                 )
         try:
             tables.create_all(engine)
