@@ -51,22 +51,18 @@ def test_golden_database_that_is_not_as_published(change: str, small: Small, com
 
 
 # What of a database says that it is ours, and that it may be dropped.
-KNOWN_BY = """
-import os
-
-import psycopg
+KNOWN_BY = (
+    SQL
+    + """
 import pytest
-
-from app.config import settings
-
-WITH = os.environ["WITH"]
 
 
 @pytest.mark.parametrize("time", range(2))
 def test_changes_it(time):
-    with psycopg.connect(settings.database_url.replace("+asyncpg", ""), autocommit=True) as c:
-        c.execute(f"ALTER DATABASE {c.info.dbname} {WITH}")
+    ((name,),) = sql("SELECT current_database()")
+    sql(f"ALTER DATABASE {name} {os.environ['WITH']}")
 """
+)
 
 
 @pytest.mark.parametrize(

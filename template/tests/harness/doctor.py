@@ -398,31 +398,35 @@ def _cannot_run(command: list[str], pythonpath: list[str]) -> str:
 
 def _leads(seen: dict[str, Any]) -> Iterator[Finding]:
     variables = ", ".join(seen["prepared"])
-    elsewhere = [(f"an engine ({e['driver']})", e["url"]) for e in seen["engines"] if not e["ours"]]
-    elsewhere += [tuple(found) for found in seen["settings"]]
-    set_here = [(f"{name}, which the project sets,", url) for name, url in seen["variables"]]
-    several = any(engine["ours"] for engine in seen["engines"])
-    for what, url in elsewhere + set_here:
-        early = seen["early"] if (what, url) not in set_here else ()
-        why = (
-            f"{early[0]} was imported before {_TESTS}. Import `{_TESTS}` first, at the top of the conftest.py that "
-            "imports it:"
-            if early
-            else f"prepare() sets {variables}, and it was made from something else. Name the variable "
-            f"that it reads, in {PACKAGE}:"
-        )
-        write = f"import {_TESTS}" if early else 'prepare(database_url="…")'
-        if several and not early:
+    engines = seen["engines"]
+    made = [(f"an engine ({e['driver']})", e["url"]) for e in engines if not e["ours"]]
+    made += [tuple(found) for found in seen["settings"]]
+    elsewhere = [(what, url, seen["early"]) for what, url in made]
+    # Whatever was imported too early has not set it.
+    elsewhere += [(f"{name}, which the project sets,", url, []) for name, url in seen["variables"]]
+    for what, url, early in elsewhere:
+        if early:
+            why = (
+                f"{early[0]} was imported before {_TESTS}. Import `{_TESTS}` first, at the top of the conftest.py that "
+                "imports it:"
+            )
+            write = f"import {_TESTS}"
+        elif any(engine["ours"] for engine in engines):
             why = (
                 "Tests have one database, and another engine leads there already. Name the variable of this one beside "
                 "the other's, or copy the values of the other's parts to its own below prepare(): it finds its tables there, "
                 f"too, if no others have their names. In {PACKAGE}:"
             )
             write = _SEVERAL
+        else:
+            why = (
+                f"prepare() sets {variables}, and it was made from something else. Name the variable "
+                f"that it reads, in {PACKAGE}:"
+            )
+            write = 'prepare(database_url="…")'
         yield Finding(False, f"{what} leads to {url}, not to the tests' database: {why}", write)
-    if elsewhere or set_here:
+    if elsewhere:
         return
-    engines = seen["engines"]
     for engine in engines:
         pool = (
             ""

@@ -228,10 +228,24 @@ def _create_extension(connection: Connection, name: str) -> None:
         ) from error
 
 
+def _check_names(found: Sequence[Any]) -> None:
+    """SQLAlchemy makes the first table of a name, and takes a second for made."""
+    first: dict[str, Any] = {}
+    for name, table in ((n, t) for tables in found for n, t in tables.tables.items()):
+        made = {column.name for column in first.setdefault(name, table).columns}
+        if lacking := {column.name for column in table.columns} - made:
+            raise HarnessError(
+                f"{_NOT_BUILT}: two metadata of the recipe have a table {name}, and that of the first lacks "
+                f"{', '.join(sorted(lacking))}. Nothing was published.\nTests have one database, whose tables have names of "
+                "their own: let one of the two have another name, or a schema. If they are the same, name the whole one first."
+            )
+
+
 def _create_all(environment: Environment, recipe: Recipe, database: str) -> None:
     found = metadata(recipe)
     if not found:
         return
+    _check_names(found)
     import sqlalchemy
 
     # The same dialect as the service's, without an event loop.
@@ -240,18 +254,7 @@ def _create_all(environment: Environment, recipe: Recipe, database: str) -> None
         creator=lambda: databases.connect(environment, database),
         poolclass=sqlalchemy.NullPool,
     )
-    made: dict[str, Any] = {}
     for tables in found:
-        for name, table in tables.tables.items():
-            lacking = {c.name for c in table.columns} - {
-                c.name for c in made.setdefault(name, table).columns
-            }
-            if lacking:
-                raise HarnessError(
-                    f"{_NOT_BUILT}: two metadata of the recipe have a table {name}, and that of the first lacks "
-                    f"{', '.join(sorted(lacking))}. Nothing was published.\nTests have one database, whose tables have names of "
-                    "their own: let one of the two have another name, or a schema. If they are the same, name the whole one first."
-                )
         try:
             tables.create_all(engine)
         except sqlalchemy.exc.DBAPIError as error:

@@ -175,18 +175,22 @@ def _urls_in_settings(database: str) -> list[list[str]]:
         if isinstance(settings, module.BaseSettings):
             for name, value in vars(settings).items():
                 text = getattr(value, "unicode_string", value.__str__)() if value else ""
-                if _URL.match(text) and database not in text:
-                    found.append((f"{type(settings).__name__}.{name}", text.rpartition("@")[2]))
+                if where := _elsewhere(text, database):
+                    found.append((f"{type(settings).__name__}.{name}", where))
     return [[*one] for one in dict.fromkeys(found)]
 
 
 def _urls_in_variables(database: str) -> list[list[str]]:
     """Those that the project has set, in a conftest.py or by a file; what a shell has may be of others."""
     return [
-        [name, text.rpartition("@")[2]]
+        [name, where]
         for name, text in os.environ.items()
-        if _URL.match(text)
-        and database not in text
-        and _shell.get(name) != text
+        if _shell.get(name) != text
         and not name.startswith(("HARNESS_", "TEST_DATABASE_URL"))
+        and (where := _elsewhere(text, database))
     ]
+
+
+def _elsewhere(text: str, database: str) -> str:
+    """Where a URL of Postgres leads, without who comes there; empty if that is the tests' database."""
+    return text.rpartition("@")[2] if _URL.match(text) and database not in text else ""
