@@ -11,7 +11,7 @@ import socket
 import stat
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -312,9 +312,12 @@ def write(service: Service, path: Path) -> None:
 
 
 @contextmanager
-def made(service: Service, rendered: Render, path: Path) -> Iterator[Project]:
+def made(
+    service: Service, rendered: Render, path: Path, *, use_redis: bool = False
+) -> Iterator[Project]:
     """A service with the harness."""
-    project = rendered(scope="harness", use_redis=False, tests_folder=service.tests).copy_to(path)
+    answers = {"scope": "harness", "use_redis": use_redis, "tests_folder": service.tests}
+    project = rendered(**answers).copy_to(path)
     write(service, path)
     yield project
     remove_clusters(path)
@@ -489,7 +492,7 @@ def test_runs_that_begin_at_once(rendered: Render, tmp_path: Path) -> None:
             assert counted(output) == {"passed": PASSED}, output
 
 
-# Each reaches for a Postgres that is not the tests', and swallows what it is told.
+# Each reaches for a server that is not the tests', and swallows what it is told.
 REACHES = """\
 import asyncio
 import contextlib
@@ -498,6 +501,10 @@ import os
 import asyncpg
 import psycopg
 import pytest
+import redis
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 
 async def by_asyncpg(host, port):
@@ -520,7 +527,18 @@ async def in_a_thread(host, port):
     await asyncio.to_thread(psycopg.connect, f"host={host} port={port} connect_timeout=5")
 
 
+async def by_redis(host, port):
+    redis.Redis(host, port, socket_timeout=1, retry=Retry(NoBackoff(), 0)).ping()
+
+
+async def by_async_redis(host, port):
+    once = AsyncRetry(NoBackoff(), 0)
+    async with redis.asyncio.Redis(host=host, port=port, socket_timeout=1, retry=once) as client:
+        await client.ping()
+
+
 WAYS = [by_asyncpg, by_psycopg, by_async_psycopg, by_a_socket, in_a_thread]
+DRIVERS = [by_asyncpg, by_psycopg, by_async_psycopg, in_a_thread, by_redis, by_async_redis]
 OWN = int(os.environ["OWN"])
 
 
@@ -529,6 +547,33 @@ OWN = int(os.environ["OWN"])
 async def test_tcp(way, where):
     with contextlib.suppress(Exception):
         await way(*where)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+@pytest.mark.parametrize("way", DRIVERS)
+async def test_port_that_nobody_named(way, host):
+    with contextlib.suppress(Exception):
+        await way(host, int(os.environ["UNNAMED"]))
+
+
+@pytest.mark.parametrize("way", DRIVERS)
+async def test_port_that_is_closed(way):
+    with pytest.raises((OSError, psycopg.OperationalError, redis.ConnectionError)):
+        await way("127.0.0.1", 1)
+
+
+@pytest.mark.parametrize("way", [by_asyncpg, by_async_psycopg, by_async_redis])
+async def test_server_that_a_test_made(way):
+    heard = []
+
+    async def hear(reader, writer):
+        heard.append(await reader.read(1))
+        writer.close()
+
+    async with await asyncio.start_server(hear, "127.0.0.1", 0) as server:
+        with pytest.raises((OSError, psycopg.OperationalError, redis.ConnectionError)):
+            await way(*server.sockets[0].getsockname())
+    assert heard[0]
 
 
 @pytest.mark.parametrize("folder", ["/tmp", "/var/run/postgresql", os.environ["FOLDER"]])
@@ -542,26 +587,50 @@ def test_nothing_said():
     with contextlib.suppress(Exception):
         psycopg.connect("")
 """
-REFUSED = 5 * 3 + 3 * 3 + 1
+REFUSED = 5 * 3 + 6 * 2 + 3 * 3 + 1
+REACHED = 6 + 3
 
 
 def test_other_servers_are_refused(rendered: Render, tmp_path: Path) -> None:
-    service = SERVICES["asyncpg"]
-    with made(service, rendered, tmp_path / "service") as project, listening() as (tcp, folder):
+    prepare = 'prepare(database_url={"DATABASE_URL": "postgresql"}, redis_url="REDIS_URL")\n'
+    service = replace(SERVICES["asyncpg"], prepare=prepare)
+    with (
+        made(service, rendered, tmp_path / "service", use_redis=True) as project,
+        listening() as (tcp, folder),
+        listening() as (unnamed, _),
+    ):
         env = {
             "OWN": str(tcp.getsockname()[1]),
+            "UNNAMED": str(unnamed.getsockname()[1]),
             "FOLDER": str(folder),
             "DATABASE_URL": f"postgresql://app@localhost:{tcp.getsockname()[1]}/app",
         }
         (project.path / "tests/test_shop.py").write_text(REACHES)
-        said = project.pytest(env=env, status=1, failed=REFUSED).output
-        assert said.count("is not the tests'. They have theirs from DATABASE_URL:") >= REFUSED
+        said = project.pytest(env=env, status=1, failed=REFUSED, passed=REACHED).output
+        theirs = "is not the tests'. They have theirs from DATABASE_URL, REDIS_URL:"
+        assert said.count(theirs) >= REFUSED
         assert re.search(
             r"test_shop\.py:\d+ asked for a connection to 127\.0\.0\.1:5432, and", said
         )
         allowed = f'harness_allowed_connections = ["127.0.0.1:{env["OWN"]}"]\n'
         append(project.path / "pyproject.toml", allowed)
         project.pytest("-k", "by_a_socket and (where1 or where2)", env=env, passed=2)
+        assert not "".join(told(unnamed))
+        write(SERVICES["asyncpg"], project.path)
+        (project.path / "tests/test_shop.py").write_text(REACHES)
+        project.pytest("-k", "nobody_named and redis and 127", env=env, passed=2)
+        assert "".join(told(unnamed)), "tests that have no Redis reach the developer's"
+
+
+def told(server: socket.socket) -> Iterator[str]:
+    """What was sent to a server by each who came."""
+    server.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            connection, _ = server.accept()
+            with connection:
+                connection.settimeout(5)
+                yield connection.recv(1000).decode()
 
 
 @contextmanager
@@ -595,15 +664,16 @@ def test_seeder_that_goes_elsewhere(rendered: Render, tmp_path: Path) -> None:
     service = SERVICES["asyncpg"]
     with made(service, rendered, tmp_path / "service") as project, listening() as (tcp, _):
         port = tcp.getsockname()[1]
-        env = {"DATABASE_URL": f"postgresql://app@127.0.0.1:{port}/app"}
-        for code in ELSEWHERE.values():
+        named = {"DATABASE_URL": f"postgresql://app@127.0.0.1:{port}/app"}
+        tried = [(name, named) for name in ELSEWHERE]
+        tried += [(name, {}) for name in ("psycopg", "asyncpg")]  # which know what it is
+        for name, env in tried:
+            code = ELSEWHERE[name]
             (project.path / "fill.py").write_text(code.format(port=port) + "\n")
             said = project.pytest("-x", env=env, status=1, error=1).output
             assert "The golden database was not built: a command ended with status 1" in said
-            assert re.search("the Postgres at .* is not the tests'", said)
-        tcp.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            tcp.accept()
+            assert re.search("the server at .* is not the tests'", said)
+        assert not "".join(told(tcp))
 
 
 @pytest.mark.thorough
@@ -612,7 +682,7 @@ def test_settings_made_too_early(rendered: Render, tmp_path: Path) -> None:
     early = replace(parts, prepare=f"import shop\n\n{parts.prepare}")
     with made(early, rendered, tmp_path / "service") as project:
         said = project.pytest(status=1, failed=PASSED).output
-        assert "asked for a connection to 127.0.0.1:5432, and was refused" in said
+        assert "asked for a connection to localhost:5432, and was refused" in said
         assert "made its settings before prepare() was called" in said
 
 

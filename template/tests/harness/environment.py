@@ -121,7 +121,7 @@ class Environment:
         external_redis_url: `TEST_REDIS_URL`, or None for the embedded server.
         application_urls: of the databases that the service would have used, by the variables that name them.
         application_redis_url: the same for Redis.
-        redis: whether the service is given a Redis.
+        redis: the variable that gives the service its Redis, if it has one.
         drivers: the variables that give the service its database URL, and how each begins.
         parts: the variables of its parts, if there are such.
         port: of the embedded server; it names the file of its socket as well.
@@ -136,7 +136,7 @@ class Environment:
     external_redis_url: str | None = field(repr=False)
     application_urls: Mapping[str, str] = field(repr=False)
     application_redis_url: str | None = field(repr=False)
-    redis: bool
+    redis: str | None
     drivers: Mapping[str, str]
     parts: Parts | None
     port: int
@@ -301,7 +301,7 @@ def prepare(
             **(database_parts.own() if database_parts else {}),
         },
         application_redis_url=_own(redis_url) if redis_url else None,
-        redis=redis_url is not None,
+        redis=redis_url,
         drivers=MappingProxyType({**drivers}),
         parts=database_parts,
         port=there.port if there else PORT,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 CONNECTS = {"socket.connect", "socket.sendto", "socket.sendmsg"}
+REDIS = ("redis.connection", "redis.asyncio.connection")
 _LOOK_UPS = {"socket.getaddrinfo", "socket.gethostbyname"}
 _REVERSE = {"socket.gethostbyaddr", "socket.getnameinfo"}
 
@@ -80,6 +81,21 @@ def ask_of_libpq(
             check(host, int(port))
 
 
+def watch_asyncpg(module: Any, check: Callable[[str, int], None]) -> None:
+    """Let asyncpg ask of each host and port to which it connects."""
+
+    def connecting(*, addr: Any, **_: Any) -> None:
+        if not isinstance(addr, str):  # a socket is asked of where it connects
+            check(*addr[:2])
+
+    put_before(module, "_connect_addr", connecting)
+
+
+def watch_redis(module: Any, check: Callable[[str, int], None]) -> None:
+    """The same for redis-py, of which each kind of calls has its module."""
+    put_before(module.Connection, "_connect", lambda self: check(self.host, int(self.port)))
+
+
 def watch_psycopg(module: Any, check: Callable[[dict[str, Any]], None]) -> None:
     """Let psycopg ask with what it connects."""
 
@@ -140,6 +156,42 @@ def is_own_socket(path: str, own: Set[str]) -> bool:
     """Whether a socket is the tests' Postgres, or none of any Postgres."""
     folder, file = os.path.split(path)
     return not file.startswith(".s.PGSQL.") or not {folder, file}.isdisjoint(own)
+
+
+def is_strangers(host: str, port: int, allowed: Set[tuple[str, int | None]]) -> bool:
+    """Whether a server on this machine is one that the tests were not given, and did not make.
+
+    Where nobody listens, whoever connects is told so by himself. A stranger is connected to, and told
+    nothing.
+    """
+    import socket
+
+    own = {allowed_port for allowed_host, allowed_port in allowed if is_here(allowed_host)}
+    if not is_here(host) or not own.isdisjoint({port, None}) or _listens_itself(port):
+        return False
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError as error:
+        return isinstance(error, TimeoutError)  # it listens, and has more to do
+    return True
+
+
+def _listens_itself(port: int) -> bool:
+    """Whether this process listens at a port, be it by a library in C."""
+    import socket
+
+    for number in os.listdir("/dev/fd"):
+        try:
+            mine = socket.socket(fileno=int(number))
+        except OSError:  # a file
+            continue
+        try:
+            listens = mine.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            if listens and mine.family in _inet() and mine.getsockname()[1] == port:
+                return True
+        finally:
+            mine.detach()
+    return False
 
 
 def name(host: str, port: int | None) -> str:

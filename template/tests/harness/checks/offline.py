@@ -3,16 +3,17 @@
 Connections go to loopback addresses, to Unix sockets, to the servers that the tests were given, and to
 hosts that `harness_allowed_connections` in pyproject.toml names; a test marked `network` or `llm`
 may connect anywhere. Other names are not even looked up. Unit tests reach no server at all; other tests
-no Postgres of this machine but their own: not the application's, none at the port and the sockets that
-drivers take where they are told of none.
+no Postgres of this machine but their own, and no other Redis if they have one, whatever its port. Of
+what is no driver, nobody knows to what it connects: it reaches all but the application's Postgres, and one
+at the port and the sockets that drivers take where they are told of none.
 
 The rule is kept where sockets connect: by an audit hook, which Python calls before any socket of its
-own does, in whatever thread, and by functions put before those of libraries that connect in C:
-psycopg, psycopg2, uvloop. Processes of Python that tests start, the seeder among them, have the same,
-but for uvloop: see `children/sitecustomize.py`. Neither sees other programs, nor other libraries in C;
-they see what `shell.py` makes of the environment. (pytest-socket would replace some of this. It
-guards `connect` in Python alone, between a test's setup and its teardown, and fails tests for what
-a library's background thread does.)
+own does, in whatever thread, and by functions put before those of libraries that connect in C (psycopg,
+psycopg2, uvloop), or know to what they connect (these, asyncpg, redis-py). Processes of Python that tests
+start, the seeder among them, have the same, but for uvloop: see `children/sitecustomize.py`. Neither sees
+other programs, nor other libraries in C; they see what `shell.py` makes of the environment.
+(pytest-socket would replace some of this. It guards `connect` in Python alone, between a test's setup and
+its teardown, and fails tests for what a library's background thread does.)
 
 Whoever is refused in a test's own call gets a HarnessError, and the test fails even if that is
 swallowed. A library's background thread that would leave this machine gets an OSError, as where there
@@ -49,6 +50,7 @@ from .addresses import put_before
 SETTING = "harness_allowed_connections"
 _REACHED = "HARNESS_REACHED"
 _POSTGRES = "HARNESS_POSTGRES"
+_REDIS = "HARNESS_REDIS"
 _FOUND = "HARNESS_PYTHONPATH"
 _CHILDREN = os.path.join(os.path.dirname(__file__), "children")
 
@@ -67,8 +69,8 @@ class UnitTestConnectedError(RefusedError):
         )
 
 
-class AnotherPostgresError(RefusedError):
-    """Something reached for a Postgres that is not the tests'."""
+class AnotherServerError(RefusedError):
+    """Something reached for a Postgres, or a Redis, that is not the tests'."""
 
 
 class _NoNetworkError(RefusedError, OSError):
@@ -116,7 +118,7 @@ def _online(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             monkeypatch.delenv(name, raising=False)
         else:
             monkeypatch.setenv(name, value)
-    for name in (_REACHED, _POSTGRES):
+    for name in (_REACHED, _POSTGRES, _REDIS):
         monkeypatch.delenv(name, raising=False)
     _open = True
     try:
@@ -137,7 +139,21 @@ def _check(host: str, port: int | None) -> None:
     if not _open and not addresses.may_be_reached(host, port, _allowed()):
         _refuse(host, port)
     if not _open and port in _others() and addresses.is_here(host):
-        _refuse_postgres(addresses.name(host, port), port)
+        _refuse_server(addresses.name(host, port), port)
+
+
+def _check_server(host: str, port: int) -> None:
+    """The same for a driver, which knows what answers at whatever port."""
+    __tracebackhide__ = True
+    _check(host, port)
+    if not _open and addresses.is_strangers(host, port, _allowed()):
+        _refuse_server(addresses.name(host, port), port)
+
+
+def _check_redis(host: str, port: int) -> None:
+    __tracebackhide__ = True
+    if _environment.redis:  # or the tests have what the developers have
+        _check_server(host, port)
 
 
 @functools.cache  # asked of each connection that would leave this machine
@@ -195,20 +211,22 @@ def _refuse_unit_test() -> None:
     raise error
 
 
-def _refuse_postgres(address: str, port: str | int | None) -> None:
+def _refuse_server(address: str, port: str | int | None) -> None:
     __tracebackhide__ = True
-    error = AnotherPostgresError(
-        f"{_caller(innermost=True)} asked for a connection to {address}, and was refused: a Postgres there is not "
+    error = AnotherServerError(
+        f"{_caller(innermost=True)} asked for a connection to {address}, and was refused: the server there is not "
         f"the tests'. They have theirs from {_variables()}: whoever connects elsewhere read other variables, "
         "or made its settings before prepare() was called. If a test is to reach that server, allow it in "
-        f'pyproject.toml:\n\n    [{table_of_pytest()}]\n    {SETTING} = ["localhost:{port}"]'
+        f"pyproject.toml, without a port if it has another one each time:\n\n    [{table_of_pytest()}]\n"
+        f'    {SETTING} = ["localhost:{port}"]'
     )
     _refused.append(error)
     raise error
 
 
 def _variables() -> str:
-    return ", ".join(_environment.variables(_environment.database))
+    own = [*_environment.variables(_environment.database), _environment.redis]
+    return ", ".join(filter(None, own))
 
 
 def _refuse(host: str, port: int | None) -> None:
@@ -274,16 +292,18 @@ def install(current: Environment) -> None:
     socket.getaddrinfo = addresses.remembering(socket.getaddrinfo)
     # Asked here, in the task that waits; the look-up is made in a thread.
     put_before(asyncio.BaseEventLoop, "getaddrinfo", _look_up)
-    for name, watch in _IN_C.items():
+    for name, watch in _LIBRARIES.items():
         if name in sys.modules:
             watch(sys.modules[name])
-    sys.meta_path.insert(0, addresses.Finder(_IN_C))
+    sys.meta_path.insert(0, addresses.Finder(_LIBRARIES))
 
 
 def _watch_children() -> None:
     """Let Python, in processes that this one starts, begin with `children/sitecustomize.py`."""
     os.environ[_REACHED] = " ".join(f"{host}:{port or ''}" for host, port in _allowed())
     os.environ[_POSTGRES] = "\n".join([*map(str, _others()), *_sockets()])
+    if _environment.redis:
+        os.environ[_REDIS] = ""
     others = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p != _CHILDREN]
     os.environ["PYTHONPATH"] = os.pathsep.join([_CHILDREN, *filter(None, others)])
 
@@ -325,7 +345,7 @@ def _look_up(_: Any, host: Any, *__: Any, **___: Any) -> None:
     _audit("socket.getaddrinfo", (host,))
 
 
-# --- libraries that connect in C ----------------------------------------------------------------
+# --- libraries that connect in C, or know to what they do ----------------------------------------
 
 
 def _check_libpq(parameters: dict[str, Any]) -> None:
@@ -334,13 +354,13 @@ def _check_libpq(parameters: dict[str, Any]) -> None:
         return
     if _unit:
         _refuse_unit_test()
-    addresses.ask_of_libpq(parameters, _check, _check_socket)
+    addresses.ask_of_libpq(parameters, _check_server, _check_socket)
 
 
 def _check_socket(path: str) -> None:
     __tracebackhide__ = True
     if not (_open or addresses.is_own_socket(path, _sockets())):
-        _refuse_postgres(path, path.rpartition(".")[2])
+        _refuse_server(path, path.rpartition(".")[2])
 
 
 def _watch_uvloop(module: ModuleType) -> None:
@@ -362,10 +382,12 @@ def _watch_uvloop(module: ModuleType) -> None:
     put_before(module.Loop, "getaddrinfo", _look_up)
 
 
-_IN_C: dict[str, Callable[[Any], None]] = {
+_LIBRARIES: dict[str, Callable[[Any], None]] = {
+    "asyncpg.connect_utils": lambda module: addresses.watch_asyncpg(module, _check_server),
     "psycopg": lambda module: addresses.watch_psycopg(module, _check_libpq),
     "psycopg2": lambda module: addresses.watch_psycopg2(module, _check_libpq),
     "uvloop": _watch_uvloop,
+    **dict.fromkeys(addresses.REDIS, lambda module: addresses.watch_redis(module, _check_redis)),
 }
 
 
@@ -415,7 +437,7 @@ def _told(*, swallowed: bool = True) -> Iterator[None]:
         raise
     except pytest.skip.Exception as error:  # for want of a network, perhaps; but never of a server
         for refusal in _refused:
-            if isinstance(refusal, UnitTestConnectedError | AnotherPostgresError):
+            if isinstance(refusal, UnitTestConnectedError | AnotherServerError):
                 raise refusal from error
         raise
     except (Exception, pytest.fail.Exception) as error:

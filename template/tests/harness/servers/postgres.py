@@ -285,6 +285,7 @@ class EmbeddedServer:
             user="postgres",
             password=there.password,
             dbname="postgres",
+            application_name=environment.APPLICATION,
         )
         try:
             psycopg.connect(conninfo, connect_timeout=10).close()

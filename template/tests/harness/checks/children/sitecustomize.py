@@ -51,14 +51,20 @@ def _watch(reached: str, postgres: list[str]) -> None:
                 "among harness_allowed_connections in pyproject.toml",
             )
         if port in others and addresses.is_here(host):
-            raise OSError(errno.ECONNREFUSED, f"the Postgres at {address} is not the tests'")
+            raise OSError(errno.ECONNREFUSED, f"the server at {address} is not the tests'")
+
+    def check_server(host: str, port: int) -> None:
+        check(host, port)
+        if addresses.is_strangers(host, port, allowed):
+            address = addresses.name(host, port)
+            raise OSError(errno.ECONNREFUSED, f"the server at {address} is not the tests'")
 
     def check_socket(path: str) -> None:
         if not addresses.is_own_socket(path, own):
-            raise OSError(errno.ECONNREFUSED, f"the Postgres at {path} is not the tests'")
+            raise OSError(errno.ECONNREFUSED, f"the server at {path} is not the tests'")
 
     def check_libpq(parameters: dict[str, Any]) -> None:
-        addresses.ask_of_libpq(parameters, check, check_socket)
+        addresses.ask_of_libpq(parameters, check_server, check_socket)
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
         if not event.startswith("socket."):
@@ -69,10 +75,14 @@ def _watch(reached: str, postgres: list[str]) -> None:
             check_socket(path)
 
     watches = {
+        "asyncpg.connect_utils": lambda module: addresses.watch_asyncpg(module, check_server),
         "psycopg": lambda module: addresses.watch_psycopg(module, check_libpq),
         "psycopg2": lambda module: addresses.watch_psycopg2(module, check_libpq),
         "sqlalchemy": _keep_nothing,
     }
+    if "HARNESS_REDIS" in os.environ:
+        for name in addresses.REDIS:
+            watches[name] = lambda module: addresses.watch_redis(module, check_server)
     sys.meta_path.insert(0, addresses.Finder(watches))
     sys.addaudithook(audit)
 
