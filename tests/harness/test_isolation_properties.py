@@ -36,7 +36,8 @@ SECOND = {
 }
 SEPARATE, WITNESSES = 40, 40  # of them, each as a test of its own, and between them in each part
 
-# What could be overlooked: a file, what stands there, what instead, and what then shows.
+# What could be overlooked: a file, what stands there, what instead, which tests find it soon, and
+# what then shows.
 PUT_BACK, CHANGES, STATEMENTS = (
     f"isolation/{name}.py" for name in ("putback", "changes", "statements")
 )
@@ -45,36 +46,42 @@ FAULTS = {
         PUT_BACK,
         "if after != before:",
         "if after != before and oid % 2:",
+        "not alone",
         r"public\.\w+: [+-] ",
     ),
     "sequences": (
         PUT_BACK,
         "for oid in sorted(now.sequences)]",
         "for oid in ()]",
+        "not alone",
         r": \+ \(-?\d+,[tf]\)",
     ),
     "the schema": (
         PUT_BACK,
         "changes.read_catalogs(self.connection) != self._schema:",
         "() != ():",
+        "not alone",
         r'(?:pg_catalog|public)\.\w+: [+-] |relation "public\.\w+" does not exist',
     ),
     "settings of the database": (
         CHANGES,
         "setdatabase IN (0, d.oid)",
         "setdatabase IN (0)",
+        "alone",
         r"its settings: \+ ",
     ),
     "settings of a session": (
         STATEMENTS,
         r"(?:begin|commit|",
         r"(?:set|begin|commit|",
+        "alone",
         "a session of the service, (?:setting|placeholders)",
     ),
     "settings behind a name": (
         STATEMENTS,
         "if definition and self._has(definition)]",
         "if () != ()]",
+        "alone",
         "a session of the service, placeholders",
     ),
 }
@@ -159,10 +166,12 @@ def test_many_programs(programs: Project) -> None:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_found(programs: Project, fault: str) -> None:
     """And is shown by a program of a few lines."""
-    file, old, new, shows = FAULTS[fault]
+    file, old, new, found_by, shows = FAULTS[fault]
     replace(programs.path / "tests" / "harness" / file, old, new)
     words, env = options(PROGRAMS)
-    output = programs.tool("pytest", "-x", *words, env=env, timeout=1800, status=1).output
+    output = programs.tool(
+        "pytest", "-x", *words, "-k", found_by, env=env, timeout=1800, status=1
+    ).output
     assert re.search(shows, output)
     text = re.sub(r"^(?:E| *\|) *", "", output, flags=re.MULTILINE)  # pytest's margin, or a group's
     (program,) = re.findall(r"^async def test_program\(\):\n(?:.+\n)+", text, re.MULTILINE)[-1:]
