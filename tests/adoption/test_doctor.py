@@ -209,7 +209,7 @@ def test_no_configuration(sick: Project) -> None:
     assert "finds no tests" not in said, "it does not find them because of that"
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_settings_of_native_types(sick: Project) -> None:
     """Pytest refuses a file with both tables: what the doctor says must not bring the other."""
     configuration = sick.path / "pyproject.toml"
@@ -319,7 +319,9 @@ def test_commands_find_what_tests_find(sick: Project) -> None:
     sick.pytest("--no-cov", "tests/integration/test_seed_database.py", passed=3)
 
 
-@pytest.mark.parametrize("importer", ["tests/conftest.py", "tests/unit/test_pagination.py"])
+@pytest.mark.parametrize(
+    "importer", first(1, ["tests/unit/test_pagination.py", "tests/conftest.py"])
+)
 def test_modules_beside_the_tests(importer: str, sick: Project) -> None:
     """Which were found by their names alone until the harness made a package of the folder."""
     (sick.path / "tests/helpers.py").write_text("NAME = 'Ada'\n")

@@ -23,7 +23,7 @@ from tests.support.embedded import remove_clusters
 from tests.support.project import ANSWERS_FILE, Project, files
 from tests.support.releases import FUTURE, append, commit
 from tests.support.template import FUTURE as PRESENT
-from tests.support.tiers import first, slow
+from tests.support.tiers import first
 from tests.variants import ALL_OFF
 
 CONCERNS = ["copier.yml", "template/tests/*whole_service*", "template/docs/adopting-the-harness.md"]
@@ -50,7 +50,7 @@ SERVICES = [
 
 
 @pytest.fixture(
-    params=first(1, SERVICES[::-1], others=slow),
+    params=first(1, SERVICES[::-1]),
     ids=lambda service: service.name,
 )
 def adopted(
@@ -197,7 +197,7 @@ def test_copy_says_how_to_ask_the_doctor(
     assert (path / folder / "harness" / "doctor.py").is_file()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_tests_that_were_moved(versions: Path, tmp_path: Path) -> None:
     """Else an update would leave the harness as it is, and lay another where the tests were."""
     path = tmp_path / "service"

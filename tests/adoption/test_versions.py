@@ -26,7 +26,7 @@ from tests.support.project import ANSWERS_FILE, Project
 from tests.support.releases import append
 from tests.support.small import edited
 from tests.support.template import FUTURE as PRESENT
-from tests.support.tiers import first, slow
+from tests.support.tiers import first
 from tests.variants import ALL_OFF
 
 CONCERNS = [
@@ -104,7 +104,7 @@ def test_oldest_are_those_that_are_asked_for(oldest: Path, template: Path) -> No
         assert re.fullmatch(rf"{re.escape(version)}(\.0)*", found), f"{name}: {found}"
 
 
-@pytest.fixture(params=first(1, SERVICES[::-1], others=slow), ids=lambda service: service.name)
+@pytest.fixture(params=first(1, SERVICES[::-1]), ids=lambda service: service.name)
 def adopted(
     request: pytest.FixtureRequest, versions: Path, tmp_path: Path, oldest: Path
 ) -> Iterator[tuple[Service, Project]]:

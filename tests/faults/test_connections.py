@@ -16,7 +16,7 @@ from tests.support.command import overlaid
 from tests.support.machine import linux_only
 from tests.support.postgres import Server
 from tests.support.small import SQL, Small, passed, small_service, wait_until
-from tests.support.tiers import first, slow
+from tests.support.tiers import first
 from tests.variants import ALL_OFF
 
 CONCERNS = ["*/harness/servers/guard.py", "*/harness/waiting.py", "*/harness/golden/databases.py"]
@@ -553,7 +553,7 @@ def test_unit_tests_reach_no_server(beside: str, server: Server, service: Small)
 # --- 27: Redis --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", first(1, ["killed", "stopped"], others=slow))
+@pytest.mark.parametrize("how", first(1, ["killed", "stopped"]))
 def test_redis_that_is_killed_or_hangs(how: str, service: Small) -> None:
     outcome = service.outcome("tests/killer.py", "-k", f"{how} or next")
     assert (outcome.counts["passed"], outcome.counts["error"]) == (3, 1)

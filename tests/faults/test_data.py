@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.small import SQL, Small
-from tests.support.tiers import first, slow
+from tests.support.tiers import first
 
 CONCERNS = ["*/harness/golden/*"]
 
@@ -29,7 +29,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("loss", first(2, LOSSES, others=slow))
+@pytest.mark.parametrize("loss", first(2, LOSSES))
 def test_golden_database_that_lost_something(loss: str, small: Small, complete: Any) -> None:
     with small.console() as console:
         golden = console.golden()
@@ -39,7 +39,7 @@ def test_golden_database_that_lost_something(loss: str, small: Small, complete: 
     small.healed(complete)
 
 
-@pytest.mark.parametrize("change", first(2, CHANGES, others=slow))
+@pytest.mark.parametrize("change", first(2, CHANGES))
 def test_golden_database_that_is_not_as_published(change: str, small: Small, complete: Any) -> None:
     with small.console() as console:
         golden = console.golden()

@@ -16,7 +16,7 @@ from tests.support.machine import kill, linux_only, started_with
 from tests.support.postgres import Server
 from tests.support.redis import Redis
 from tests.support.small import PASSED, SQL, Small, passed, small_service, wait_until
-from tests.support.tiers import first, slow
+from tests.support.tiers import first
 from tests.variants import ALL_OFF
 
 CONCERNS = [
@@ -108,7 +108,7 @@ def server(service: Small) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(params=first(1, ["tester", "runner"], others=slow))
+@pytest.fixture(params=first(1, ["tester", "runner"]))
 def role(request: pytest.FixtureRequest, server: Server) -> Iterator[str]:
     """A superuser and another, among whose neighbours the tests run."""
     us = str(request.param)

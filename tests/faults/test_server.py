@@ -266,7 +266,7 @@ def test_folder_that_is_a_file(small: Small, complete: Any) -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     "alone",
-    first(1, [False, True], others=slow),
+    first(1, [False, True]),
     ids=["with the run", "alone"],
 )
 def test_killed_initdb(alone: bool, small: Small, complete: Any) -> None:
@@ -357,7 +357,7 @@ THREE = [
 
 @pytest.mark.parametrize(
     "death",
-    first(1, DEATHS, others=slow),
+    first(1, DEATHS),
 )
 def test_server_dies_during_a_test(death: str, small: Small, complete: Any) -> None:
     with small.held(*THREE) as run:
@@ -398,7 +398,6 @@ def remove_locks(home: Path) -> None:
             (remove_data, GONE),
             (remove_locks, "4 passed"),  # whoever has its lock, keeps it
         ],
-        others=slow,
     ),
 )
 def test_files_vanish_during_a_test(

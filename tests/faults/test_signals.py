@@ -117,7 +117,7 @@ CRASHES = {
 
 @pytest.mark.parametrize(
     "crash",
-    first(1, CRASHES, others=slow),
+    first(1, CRASHES),
 )
 def test_worker_crashes(crash: str, small: Small, complete: Any) -> None:
     """pytest-xdist puts another worker in its place, which has a database, too."""

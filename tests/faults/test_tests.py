@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.machine import linux_only
 from tests.support.small import Small, told
-from tests.support.tiers import first, slow
+from tests.support.tiers import first
 
 CONCERNS = [
     "*/harness/checks/tasks.py",
@@ -532,9 +532,7 @@ def results(small: Small, tests: str, *options: str, seed: str = "") -> dict[str
     return told(output)
 
 
-@pytest.mark.parametrize(
-    "workers", first(1, [[], ["-n", "2"]], others=slow), ids=["alone", "two workers"]
-)
+@pytest.mark.parametrize("workers", first(1, [[], ["-n", "2"]]), ids=["alone", "two workers"])
 def test_broken_rules(workers: list[str], small: Small, complete: Any) -> None:
     small.edit_seeder()
     found = results(small, TESTS, *workers, seed=DEFERRED)

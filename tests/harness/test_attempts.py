@@ -12,7 +12,7 @@ from tests.support.command import run
 from tests.support.once import made_once
 from tests.support.project import install
 from tests.support.small import SQL, Small, told
-from tests.support.tiers import first, slow
+from tests.support.tiers import first
 
 CONCERNS = [
     "*/harness/plugin.py",
@@ -235,7 +235,7 @@ def test_anyio_on_trio(extended: Small) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("scope", first(1, ["session", "module", "function"], others=slow))
+@pytest.mark.parametrize("scope", first(1, ["session", "module", "function"]))
 def test_clock_that_is_stopped(scope: str, extended: Small) -> None:
     outcome = extended.tried(FROZEN, SCOPE=scope, timeout=60)
     assert outcome.counts == {"passed": 30, "error": 10}, outcome.output

@@ -61,7 +61,7 @@ def test_suite_is_green_and_touches_nothing_foreign(rendered: Render) -> None:
         assert server.catalogs() == before
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_service_without_pgvector_needs_neither_it_nor_a_superuser(rendered: Render) -> None:
     variant = VARIANTS["all off"]
     service = rendered(**variant.answers)

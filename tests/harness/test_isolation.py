@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import Render
 from tests.support.embedded import remove_clusters
 from tests.support.project import Project
-from tests.support.tiers import first, slow
+from tests.support.tiers import first
 
 CONCERNS = ["*/harness/isolation/*", "tests/harness/hostile/*"]
 
@@ -21,7 +21,7 @@ HOSTILE = Path(__file__).with_name("hostile") / "test_hostile.py.txt"
 PASSED, FAILED, ERRORS = 165, 2, 8
 WITNESSES = 45
 
-SEEDS = first(1, range(1, 11), others=slow)
+SEEDS = first(1, range(1, 11))
 
 
 @pytest.fixture(scope="module")

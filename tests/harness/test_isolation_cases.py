@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import Render
 from tests.support.embedded import remove_clusters
 from tests.support.project import Project
-from tests.support.tiers import first, slow
+from tests.support.tiers import first
 
 CONCERNS = ["*/harness/isolation/*", "tests/harness/cases/*"]
 
@@ -53,11 +53,11 @@ def cases(rendered: Render, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     remove_clusters(folder)
 
 
-@pytest.mark.parametrize("order", first(1, ORDERS, others=slow))
+@pytest.mark.parametrize("order", first(1, ORDERS))
 def test_all_cases(cases: Project, order: str) -> None:
     cases.pytest("--no-cov", *ORDERS[order], passed=sum(PASSED.values()))
 
 
-@pytest.mark.parametrize("file", first(1, PASSED, others=slow))
+@pytest.mark.parametrize("file", first(1, PASSED))
 def test_a_file_alone(cases: Project, file: str) -> None:
     cases.pytest("--no-cov", "-p", "no:randomly", f"tests/{file}", passed=PASSED[file])

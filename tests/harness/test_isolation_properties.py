@@ -24,10 +24,10 @@ CONCERNS = ["*/harness/isolation/*", "tests/harness/programs/*"]
 
 SERVICE = Path(__file__).with_name("programs")
 
-ALONE, PROGRAMS = 276, 300
+ALONE, PROGRAMS = 276, 200
 FEW = 40  # with `--changed`, whose answer is wanted soon
 PARTS = 2  # at a time: half of a program's time, somebody waits
-MANY, WORKERS = int(os.environ.get("PROGRAMS", "2000")), 4
+MANY, WORKERS = int(os.environ.get("PROGRAMS", "1000")), 4
 ENOUGH = 10_000  # for each statement to be among them, and to succeed
 # What takes another statement before it, in the same session: hardly a program has both.
 SECOND = {

@@ -479,7 +479,7 @@ def test_server_that_listens_elsewhere(rendered: Render, tmp_path: Path) -> None
         assert project.pytest(passed=PASSED).golden()[1] == "reused"
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_runs_that_begin_at_once(rendered: Render, tmp_path: Path) -> None:
     with made(SERVICES["parts"], rendered, tmp_path / "service") as project:
         command = [str(project.python), "-m", "pytest", "-p", "no:cacheprovider"]

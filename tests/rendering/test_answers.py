@@ -13,7 +13,7 @@ import yaml
 from tests.conftest import Render
 from tests.support.command import run
 from tests.support.project import Project, render
-from tests.support.tiers import first
+from tests.support.tiers import first, thorough
 
 CONCERNS = ["copier.yml", "template/{{_copier_conf.answers_file}}.jinja", "template/*code_answers*"]
 
@@ -55,7 +55,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(
     ("question", "answer", "reason"),
-    first(12, REFUSED),
+    first(12, REFUSED, others=thorough),
     ids=[f"{question}-{number}" for number, (question, _, _) in enumerate(REFUSED)],
 )
 def test_bad_answer_is_refused_with_its_reason(

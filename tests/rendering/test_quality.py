@@ -53,7 +53,7 @@ def test_render_passes_strict_type_checker(combination: Project, mypy_cache: Pat
     assert checked >= len([name for name in written if not name.startswith("migrations/")])
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_check_refuses_planted_violations(project: Project, mypy_cache: Path) -> None:
     project.run("git", "init", "--quiet")
     env = {"MYPY_CACHE_DIR": str(mypy_cache)}

@@ -112,8 +112,7 @@ def test_tests_of_the_suites_are_run_for_one_variant(checkout: Path) -> None:
     assert "test_own_suite.py" in collects
     of_a_variant = "test_render_passes_formatter_and_linter"
     assert re.findall(rf"<Function {of_a_variant}(.*)>", output) == ["[defaults]"]
-    thorough = "test_check_refuses_planted_violations"
-    assert "test_quality.py" in collects
+    thorough = "test_shell_that_asks_for_another_way_to_measure"
     assert thorough not in output
     assert "Before you push: make test" in output
     quick = collected(checkout).output

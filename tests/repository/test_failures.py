@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.command import run
 from tests.support.template import ROOT
-from tests.support.tiers import first, slow
+from tests.support.tiers import first
 
 CONCERNS = ["tests/conftest.py", "pyproject.toml"]
 
@@ -39,7 +39,7 @@ LATER = "def test_later(tmp_path): ..."
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     "workers",
-    first(1, [["-n", "2"], []], others=slow),
+    first(1, [["-n", "2"], []]),
     ids=["two workers", "alone"],
 )
 def test_what_a_failure_shows_can_be_repeated(workers: list[str], tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_recording_of_make_service(reader: Reader) -> None:
     assert shown(now, figures="0") == shown_lines(there, figures="0"), AGAIN
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_recording_of_a_test_that_fails(reader: Reader, project: Project) -> None:
     """All that it shows, but for how long it took."""
     now = record_failure(project.path, {"PATH": reader.path})

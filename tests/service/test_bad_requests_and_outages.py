@@ -47,7 +47,7 @@ from tests.support.running import (
     tokens_of,
 )
 from tests.support.small import wait_until
-from tests.support.tiers import first, slow
+from tests.support.tiers import first
 
 CONCERNS = [
     "template/*errors.py*",
@@ -212,7 +212,7 @@ def check_document(
 
 @pytest.mark.thorough
 def test_each_answer_is_as_documented(service: Service, there: Production, tmp_path: Path) -> None:
-    check_document(service, there, "staff", tmp_path, Effort(requests=3, sequences=30, seed=1))
+    check_document(service, there, "staff", tmp_path, Effort(requests=3, sequences=15, seed=1))
 
 
 @pytest.mark.slow
@@ -220,7 +220,7 @@ def test_each_answer_is_as_documented(service: Service, there: Production, tmp_p
 def test_each_of_many_answers_is_as_documented(
     who: str, service: Service, there: Production, tmp_path: Path
 ) -> None:
-    check_document(service, there, who, tmp_path, Effort(requests=25, sequences=60))
+    check_document(service, there, who, tmp_path, Effort(requests=15, sequences=40))
 
 
 # --- Login -------------------------------------------------------------------------------------
@@ -594,7 +594,7 @@ OUTAGES: dict[str, Callable[[Service, Production, Load], None]] = {
 
 
 @linux_only
-@pytest.mark.parametrize("name", first(4, OUTAGES, others=slow))
+@pytest.mark.parametrize("name", first(4, OUTAGES))
 def test_an_outage_under_load_is_survived(name: str, service: Service, there: Production) -> None:
     """503 while a server is away, never 500, never silence; afterwards all is as before.
 

@@ -402,7 +402,7 @@ def test_arguments_go_to_uvicorn(plain: Desk) -> None:
         running.interrupt()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_started_at_the_same_time_each_finds_a_port(plain: Desk, tmp_path: Path) -> None:
     """Linux lets all have the first one, until one listens. Who does may be gone a moment later."""
     desks = [plain, *(copied(plain, tmp_path / f"service-{number}") for number in range(2))]

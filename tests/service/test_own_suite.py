@@ -123,7 +123,7 @@ def test_suite_is_green_on_the_loop_that_serves(rendered: Render, tmp_path: Path
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", quick("one file", of=RUNS, others=slow))
 def test_second_run_reuses_the_golden_database(name: str, warm: Project) -> None:
     options, passed = RUNS[name]
     run = warm.pytest("--no-cov", *options, passed=passed)

@@ -15,7 +15,7 @@ def quick(*cases: Any, of: Iterable[Any], others: pytest.MarkDecorator = thoroug
     return [case if case in cases else _marked(case, others) for case in of]
 
 
-def first(number: int, of: Iterable[Any], *, others: pytest.MarkDecorator = thorough) -> list[Any]:
+def first(number: int, of: Iterable[Any], *, others: pytest.MarkDecorator = slow) -> list[Any]:
     """Parameters of a test of which the first are quick, and the others are marked."""
     cases = list(of)
     return [*cases[:number], *(_marked(case, others) for case in cases[number:])]

@@ -654,7 +654,7 @@ def smalls(fresh: Rendered, tmp_path: Path, python: Path) -> Iterator[list[Small
     remove_clusters(tmp_path)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_two_harnesses_share_a_server(
     smalls: list[Small], rendered: Render, tmp_path: Path
 ) -> None:
