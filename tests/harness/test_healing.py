@@ -85,6 +85,22 @@ def test_edited_sources_are_noticed(probed: Project) -> None:
     assert next_run(probed).golden()[1] == "reused", "the time of a file says nothing"
 
 
+def test_what_a_recipe_leads_to_is_noticed(probed: Project) -> None:
+    """A module beside a script, where Python looks first, and a program that is no Python."""
+    folder, conftest = probed.path / "scripts", probed.path / "tests/conftest.py"
+    folder.mkdir()
+    (folder / "load.py").write_text("import rows\n")
+    (folder / "rows.py").write_text("ROWS = 1\n")
+    recipe = conftest.read_text().replace('"migrations"', '"migrations", "scripts/load.py"')
+    recipe = recipe.replace("commands=[", 'commands=[["true"], ')
+    conftest.write_text(recipe)
+    next_run(probed)
+    (folder / "rows.py").write_text("ROWS = 2\n")
+    assert next_run(probed).golden()[1].endswith(": scripts/load.py changed")
+    conftest.write_text(recipe.replace('"true"', '"echo"'))
+    assert next_run(probed).golden()[1].endswith(": the recipe changed")
+
+
 @pytest.mark.thorough
 def test_linked_sources(probed: Project, tmp_path: Path) -> None:
     """What lies elsewhere counts as well. An editor's mark of what is edited leads nowhere."""

@@ -6,6 +6,7 @@ import ast
 import functools
 import hashlib
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ def _hash(pieces: Iterable[bytes]) -> str:
 
 def _recipe(recipe: Recipe) -> list[bytes]:
     # The interpreter's own path is not what a command is about.
-    commands = [[list(c[1:]) for c in step] for step in recipe.steps]
+    commands = [[[w for w in c if w != sys.executable] for c in step] for step in recipe.steps]
     return [repr((recipe.metadata, sorted(recipe.seeded), commands)).encode()]
 
 
@@ -160,6 +161,8 @@ def with_imports(root: Path, script: Path) -> set[Path]:
 
     What a seeder imports decides what it writes, and is easily forgotten in a list.
     """
+    # Beside the script, where Python looks first, or wherever around it the import path begins.
+    bases = [root / "src", *(f for f in script.parents if f.is_relative_to(root))]
     found: set[Path] = set()
     modules: set[tuple[str, ...]] = set()
     waiting = [script]
@@ -171,7 +174,7 @@ def with_imports(root: Path, script: Path) -> set[Path]:
         imported = {*_imports(path.read_bytes(), path.relative_to(root).parts[:-1])} - modules
         modules |= imported
         for module in imported:
-            waiting += _module_files(root, module)
+            waiting += _module_files(bases, module)
     return found
 
 
@@ -196,10 +199,10 @@ def _imported(node: ast.AST, package: tuple[str, ...]) -> list[tuple[str, ...]]:
     return []
 
 
-def _module_files(root: Path, module: tuple[str, ...]) -> list[Path]:
+def _module_files(bases: Iterable[Path], module: tuple[str, ...]) -> list[Path]:
     """The files of a module and of the packages around it, as far as they are the project's."""
     found = []
-    for base in (root, root / "src"):
+    for base in bases:
         for length in range(1, len(module) + 1):
             stem = base.joinpath(*module[:length])
             paths = [
