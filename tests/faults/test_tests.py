@@ -580,7 +580,7 @@ def test_lock_that_nobody_gives_back(small: Small, complete: Any) -> None:
 def test_only_a_debugger_has_all_the_time_there_is(small: Small, tmp_path: Path) -> None:
     """What measures coverage traces as well, and measures that of most runs."""
     (tmp_path / "debugger.py").write_text(DEBUGGER)
-    runs = {"10s": ("--cov=app",), "0": ("-p", "debugger")}
-    for limit, options in runs.items():
-        outcome = small.tried(LIMIT.format(limit), *options, PYTHONPATH=str(tmp_path))
+    runs = [("10s", "--cov=app"), ("0", "-p debugger"), ("0", "--pdb")]
+    for limit, options in runs:
+        outcome = small.tried(LIMIT.format(limit), PYTHONPATH=str(tmp_path), PYTEST_ADDOPTS=options)
         assert outcome.counts == {"passed": 1}, outcome.output[-6000:]

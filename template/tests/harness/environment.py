@@ -417,12 +417,12 @@ def _is_pytest() -> bool:
 
 
 def _is_debugged() -> bool:
-    """Whether somebody may stop this process for as long as they please."""
+    """Whether a debugger may stop this process for as long as it pleases; of pytest's own, `plugin` knows."""
     if sys.version_info >= (3, 12) and sys.monitoring.get_tool(sys.monitoring.DEBUGGER_ID):
         return True
     tracer = sys.gettrace()  # of a debugger, or of what measures coverage
     measures = type(getattr(tracer, "__self__", tracer)).__module__.startswith("coverage")
-    return bool(tracer and not measures) or "--pdb" in sys.argv or "--trace" in sys.argv
+    return bool(tracer and not measures)
 
 
 def _home() -> Path:

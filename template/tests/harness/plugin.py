@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,8 @@ def pytest_configure(config: pytest.Config) -> None:
             f"{PACKAGE} is missing, or does not call prepare() of {NAME}.environment, nor does a conftest.py, "
             "so nothing points the service at its tests' database: see docs/testing.md."
         )
+    if config.getoption("usepdb", False) or config.getoption("trace", False):
+        environment.current = replace(environment.current, limits={})
     try:
         guard.check_url(environment.current)
     except HarnessError as error:
