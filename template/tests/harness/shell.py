@@ -101,7 +101,7 @@ def of_the_user() -> dict[str, str | None]:
 
 
 def settings_in(module: str) -> list[str]:
-    """The settings of a service: the fields of those classes in a module whose base is `BaseSettings`.
+    """The settings of a service: the fields of the classes in a module whose base has a name that ends in `Settings`.
 
     It is not imported, since that would read the variables.
 

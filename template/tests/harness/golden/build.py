@@ -395,7 +395,7 @@ def _publish(connection: Connection, temporary: str, name: str, comment: str) ->
 
 
 def _drop_old(connection: Connection, keep: str) -> None:
-    """Drop golden databases that nobody will ask for again; one too many costs a rebuild."""
+    """Drop those that are probably not asked for again: by this project, all but the newest; by any, the old."""
     old = datetime.now(UTC) - timedelta(days=_KEEP_DAYS)
     published = [d for d in databases.ours(connection) if d.kind == "g" and d.name != keep]
     mine = [d for d in published if d.is_of_this_project]
