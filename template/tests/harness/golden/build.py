@@ -37,7 +37,7 @@ from .fingerprint import Fingerprint, fingerprint, metadata
 
 _KEEP = 3  # golden databases of this project, for the branches one switches between
 _KEEP_DAYS = 7  # of any project, on a server that many share
-_POLL = 0.005  # seconds between looks at the commands that run
+_POLL = 0.002  # seconds between the first looks at the commands that run
 _OUTPUT = 4000  # characters of a failed command that are shown
 
 _NOT_BUILT = "The golden database was not built"
@@ -86,30 +86,25 @@ def ensure(environment: Environment, connection: Connection, recipe: Recipe, say
     name = f"app_g_{wanted.value[:16]}"
     if golden := _find(connection, name, wanted):
         return golden
-    _wait_for_build_lock(connection, wanted, recipe, say)
-    try:
-        if golden := _find(connection, name, wanted):  # somebody was quicker
-            return golden
-        failure.recall(environment)  # or failed
-        why = _why(connection, name, wanted)
-        say(f"building the golden database: {why}")
-        _discard(connection, name)
-        return _build(environment, connection, recipe, wanted, name, why)
-    except HarnessError as error:
-        failure.note(environment, error)
-        raise
-    finally:
-        databases.release_build_lock(connection, wanted.value)
+    with _build_lock(connection, wanted.value, recipe, say):
+        try:
+            if golden := _find(connection, name, wanted):  # somebody was quicker
+                return golden
+            failure.recall(environment)  # or failed
+            why = _why(connection, name, wanted)
+            say(f"building the golden database: {why}")
+            _discard(connection, name)
+            return _build(environment, connection, recipe, wanted, name, why)
+        except HarnessError as error:
+            failure.note(environment, error)
+            raise
 
 
 def discard(connection: Connection, golden: Golden, recipe: Recipe, say: Say) -> None:
     """Drop a golden database whose clone did not hold what it should."""
-    wanted = fingerprint(connection, recipe)
-    _wait_for_build_lock(connection, wanted, recipe, say)
-    try:
+    # Of what it was made from: the sources may be others by now.
+    with _build_lock(connection, golden.name.removeprefix("app_g_"), recipe, say):
         _discard(connection, golden.name)
-    finally:
-        databases.release_build_lock(connection, wanted.value)
 
 
 def _find(connection: Connection, name: str, wanted: Fingerprint) -> Golden | None:
@@ -125,19 +120,26 @@ def _find(connection: Connection, name: str, wanted: Fingerprint) -> Golden | No
     return None
 
 
-def _wait_for_build_lock(
-    connection: Connection, wanted: Fingerprint, recipe: Recipe, say: Say
-) -> None:
+@contextmanager
+def _build_lock(connection: Connection, value: str, recipe: Recipe, say: Say) -> Iterator[None]:
+    _wait_for_build_lock(connection, value, recipe, say)
+    try:
+        yield
+    finally:
+        databases.release_build_lock(connection, value)
+
+
+def _wait_for_build_lock(connection: Connection, value: str, recipe: Recipe, say: Say) -> None:
     patience = recipe.timeout * (len(recipe.steps) + 1)
     told = False
     for waited in polls(patience, 0.02):
-        if databases.try_build_lock(connection, wanted.value):
+        if databases.try_build_lock(connection, value):
             return
         if waited > 1 and not told:
-            who = databases.build_lock_holder(connection, wanted.value)
+            who = databases.build_lock_holder(connection, value)
             say(f"waiting for the golden database, built by {who}")
             told = True
-    who = databases.build_lock_holder(connection, wanted.value)
+    who = databases.build_lock_holder(connection, value)
     raise HarnessError(
         f"Waited {patience:.0f} s for the golden database that {who} builds. If it hangs, stop it and run again."
     )
@@ -340,17 +342,15 @@ def _started(command: Sequence[str], variables: dict[str, str], group: int) -> I
 
 def _wait(running: Sequence[_Running], timeout: float) -> tuple[_Running, str] | None:
     """Wait until all have ended, or one has failed: which one, and how."""
-    deadline = time.monotonic() + timeout
-    while True:
+    waiting: list[_Running] = []
+    for _ in polls(timeout, _POLL):
         waiting = [one for one in running if one.process.poll() is None]
         for one in running:
             if one.process.returncode:
                 return one, f"ended with status {one.process.returncode}"
         if not waiting:
             return None
-        if time.monotonic() > deadline:
-            return waiting[0], f"did not end within {timeout:.0f} s"
-        time.sleep(_POLL)
+    return waiting[0], f"did not end within {timeout:.0f} s"
 
 
 def _end_of(output: IO[bytes]) -> str:
