@@ -253,12 +253,11 @@ class Harness:
 
     # --- around a test ------------------------------------------------------------------------
 
-    def before_test(self, *, own_database: bool = False, spares: int = 0) -> None:
+    def before_test(self, *, own_database: bool = False) -> None:
         """Note where the log of Postgres ends, and make up for what could not be done before.
 
         Args:
             own_database: the test wants a database whose rows no test has touched.
-            spares: it, and the one after it, will want so many fresh databases.
 
         Raises:
             HarnessError: the database is still not one that a test may see.
@@ -277,7 +276,7 @@ class Harness:
             self._see()
         if self._kept is not None:
             self._kept.begin()
-        self.worker.prefetch(spares)
+        self.worker.prefetch(int(own_database))  # the test after it will need another
 
     def after_test(self, name: str, *, failed: bool) -> list[str]:
         """Put back what the test changed.

@@ -159,7 +159,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if needs_database(item):
         own = item.get_closest_marker("own_database") is not None
         try:
-            item.config.stash[HARNESS].before_test(own_database=own, spares=int(own))
+            item.config.stash[HARNESS].before_test(own_database=own)
         except HarnessError as error:
             item.session.shouldfail = "there is no fresh database for the tests"
             pytest.fail(str(error), pytrace=False)
