@@ -135,7 +135,7 @@ def _list_databases(connection: Connection) -> None:
 
 def _psql(options: argparse.Namespace) -> int:
     current = environment.current
-    with _running_server() as binaries, databases.connect(current) as connection:
+    with _running_server() as program, databases.connect(current) as connection:
         databases.hold_run(connection, current.run)
         name, scratch = options.database, None
         if name is None:
@@ -149,7 +149,6 @@ def _psql(options: argparse.Namespace) -> int:
                 databases.create(connection, scratch, golden[-1])
             else:
                 raise HarnessError("There is no database yet: run the tests first.")
-        program = binaries / "psql" if (binaries / "psql").exists() else "psql"
         try:
             return open_psql(program, current.conninfo(name), options.psql_arguments)
         finally:
@@ -182,15 +181,16 @@ def _clean(_: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _running_server() -> Iterator[Path]:
-    """The folder of psql, while the server runs."""
+def _running_server() -> Iterator[Path | str]:
+    """The psql to call, while the server runs."""
     current = environment.current
     if current.external_url:
-        yield Path(os.devnull)
+        yield "psql"
         return
     cluster = server.EmbeddedServer(current.home)
     cluster.start()
     try:
-        yield cluster.binaries()
+        own = cluster.binaries() / "psql"
+        yield own if own.exists() else "psql"
     finally:
         cluster.stop()
