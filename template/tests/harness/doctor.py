@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -170,13 +170,9 @@ def _beside_the_tests(seen: dict[str, Any], said: str) -> Finding | None:
 
 
 def _versions() -> Iterator[Finding]:
-    found = {}
-    for name, oldest in (versions.PLUGINS | versions.DRIVERS | versions.IF_INSTALLED).items():
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            if name in versions.IF_INSTALLED:
-                continue
+    wanted = versions.PLUGINS | versions.DRIVERS | versions.IF_INSTALLED
+    found = {name: there for name in wanted if (there := versions.installed(name))}
+    for name, oldest in wanted.items():
         try:
             versions.check(name, oldest, found.get(name))
         except HarnessError as error:

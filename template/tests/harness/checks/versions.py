@@ -43,21 +43,25 @@ def check_installed(wanted: dict[str, str]) -> None:
         HarnessError: something is missing or too old.
     """
     for name, oldest in (wanted | IF_INSTALLED).items():
-        try:
-            found = version(name)
-        except PackageNotFoundError:
-            if name in IF_INSTALLED:
-                continue
-            found = None
-        check(name, oldest, found)
+        check(name, oldest, installed(name))
+
+
+def installed(name: str) -> str | None:
+    """The version of what is installed of something."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def check(name: str, oldest: str, found: str | None) -> None:
     """Compare what is installed of something with what the harness needs.
 
     Raises:
-        HarnessError: it is older, or there is none.
+        HarnessError: it is older, or there is none, and it is not one that a service may do without.
     """
+    if found is None and name in IF_INSTALLED:
+        return
     if found is None or _numbers(found) < _numbers(oldest):
         here = f"there is {found}" if found else "there is none"
         raise HarnessError(
