@@ -35,7 +35,7 @@ def main() -> int:
         help="say what the project still needs for its tests to run, and what to write where",
     )
     status = commands.add_parser(
-        "status", help="list servers and databases, where they are, what they take"
+        "status", help="list databases; and embedded servers, where they are, what they take"
     )
     status.set_defaults(run=_status)
     psql = commands.add_parser(
@@ -50,7 +50,7 @@ def main() -> int:
     )
     psql.set_defaults(run=_psql)
     clean = commands.add_parser(
-        "clean", help="drop all databases that no running test uses, and the embedded server"
+        "clean", help="drop all databases but those that tests run in, and the embedded server"
     )
     clean.set_defaults(run=_clean)
     words = sys.argv[1:]
