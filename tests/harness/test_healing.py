@@ -85,6 +85,7 @@ def test_edited_sources_are_noticed(probed: Project) -> None:
     assert next_run(probed).golden()[1] == "reused", "the time of a file says nothing"
 
 
+@pytest.mark.thorough
 def test_what_a_recipe_leads_to_is_noticed(probed: Project) -> None:
     """A module beside a script, where Python looks first, and a program that is no Python."""
     folder, conftest = probed.path / "scripts", probed.path / "tests/conftest.py"
