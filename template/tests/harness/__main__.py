@@ -11,7 +11,7 @@ def main() -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files may hold any bytes
             stream.reconfigure(errors="backslashreplace")
-    if sys.argv[1:2] == ["doctor"]:
+    if sys.argv[1:] == ["doctor"]:
         from . import doctor
 
         return doctor.main()
