@@ -431,16 +431,6 @@ def service(rendered: Render, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield small
 
 
-def own_address() -> str:
-    """An address of this machine that others could reach."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing
-        except OSError:
-            pytest.skip("this machine has no address but loopback's")
-        return str(probe.getsockname()[0])
-
-
 def test_nothing_leaves(service: Small) -> None:
     outcome = service.outcome("tests/leaves.py", ELSEWHERE="198.51.100.7")
     asked = 2 * WAYS + UVLOOP + 1
@@ -489,7 +479,7 @@ def test_seeder_stays_as_well(service: Small) -> None:
 
 @pytest.mark.thorough
 def test_hosts_are_allowed_by_a_setting_or_a_marker(service: Small) -> None:
-    host = own_address()
+    host = wire.own_address()
 
     def greet(client: socket.socket) -> None:
         client.sendall(b"hello")

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.conftest import Render
-from tests.support import postgres
+from tests.support import postgres, wire
 from tests.support.command import run
 from tests.support.copier import copier, unmerged, update
 from tests.support.embedded import remove_clusters
@@ -497,6 +497,7 @@ REACHES = """\
 import asyncio
 import contextlib
 import os
+import socket
 
 import asyncpg
 import psycopg
@@ -505,6 +506,8 @@ import redis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+from tests.harness.checks import addresses
 
 
 async def by_asyncpg(host, port):
@@ -576,6 +579,25 @@ async def test_server_that_a_test_made(way):
     assert heard[0]
 
 
+def test_sockets_stay_as_they_are():
+    mine, other = socket.socketpair()
+    socket.setdefaulttimeout(5)
+    try:
+        with mine, other:
+            with pytest.raises(redis.ConnectionError):
+                redis.Redis("127.0.0.1", 1, retry=Retry(NoBackoff(), 0)).ping()
+            assert os.get_blocking(mine.fileno())
+    finally:
+        socket.setdefaulttimeout(None)
+
+
+def test_port_that_a_list_leaves_out():
+    asked = []
+    parameters = {"host": "localhost,127.0.0.1", "port": ",5433"}
+    addresses.ask_of_libpq(parameters, lambda *where: asked.append(where), asked.append)
+    assert asked == [("localhost", 5432), ("127.0.0.1", 5433)]
+
+
 @pytest.mark.parametrize("folder", ["/tmp", "/var/run/postgresql", os.environ["FOLDER"]])
 @pytest.mark.parametrize("way", WAYS[:3])
 async def test_unix(way, folder):
@@ -588,7 +610,7 @@ def test_nothing_said():
         psycopg.connect("")
 """
 REFUSED = 5 * 3 + 6 * 2 + 3 * 3 + 1
-REACHED = 6 + 3
+REACHED = 6 + 3 + 2
 
 
 def test_other_servers_are_refused(rendered: Render, tmp_path: Path) -> None:
@@ -620,6 +642,59 @@ def test_other_servers_are_refused(rendered: Render, tmp_path: Path) -> None:
         (project.path / "tests/test_shop.py").write_text(REACHES)
         project.pytest("-k", "nobody_named and redis and 127", env=env, passed=2)
         assert "".join(told(unnamed)), "tests that have no Redis reach the developer's"
+
+
+# As a line in /etc/hosts has it.
+NAME = """\
+import socket
+
+real = socket.getaddrinfo
+
+
+def getaddrinfo(host, *args, **kwargs):
+    return real({address!r} if host == {name!r} else host, *args, **kwargs)
+
+
+socket.getaddrinfo = getaddrinfo
+"""
+
+NAMED = """
+
+@pytest.mark.parametrize("way", [by_asyncpg, by_psycopg, by_async_psycopg, by_a_socket])
+async def test_name(way):
+    with contextlib.suppress(OSError, asyncpg.PostgresError, psycopg.Error):
+        await way(os.environ["NAME"], int(os.environ["UNNAMED"]))
+"""
+
+
+def test_names_that_lead_to_this_machine(rendered: Render, tmp_path: Path) -> None:
+    came: list[bytes] = []
+    own = wire.own_address()
+    with (
+        made(SERVICES["asyncpg"], rendered, tmp_path / "service") as project,
+        wire.listening(lambda client: came.append(client.recv(1))) as port,
+        wire.listening(lambda client: came.append(client.recv(1)), own) as strangers,
+    ):
+        head, *_ = REACHES.partition("WAYS =")
+        (project.path / "tests/test_shop.py").write_text(head + NAMED)
+        prepare = (project.path / "tests/__init__.py").read_text()
+
+        def let(name: str, address: str) -> None:
+            known = NAME.format(name=name, address=address)
+            (project.path / "tests/__init__.py").write_text(known + prepare)
+
+        let(socket.gethostname(), own)  # psycopg looks it up, and connects to that
+        env = {"NAME": socket.gethostname(), "UNNAMED": str(strangers)}
+        project.pytest("-k", "psycopg", env=env, status=1, failed=2)
+        assert not any(came)
+
+        let("db.example", "127.0.0.1")
+        allowed = f'harness_allowed_connections = ["db.example:{port}"]\n'
+        append(project.path / "pyproject.toml", allowed)
+        application = f"postgresql://app@localhost:{port}/app"
+        env = {"NAME": "db.example", "UNNAMED": str(port), "DATABASE_URL": application}
+        project.pytest(env=env, passed=4)
+        assert len([*filter(None, came)]) >= 3
 
 
 def told(server: socket.socket) -> Iterator[str]:

@@ -40,6 +40,16 @@ def listening(
             server.shutdown(socket.SHUT_RDWR)
 
 
+def own_address() -> str:
+    """An address of this machine that others could reach."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            pytest.skip("this machine has no address but loopback's")
+        return str(probe.getsockname()[0])
+
+
 @contextmanager
 def mute() -> Iterator[int]:
     """Something that accepts connections and never says a word."""

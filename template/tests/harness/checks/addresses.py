@@ -46,7 +46,13 @@ def may_be_reached(host: str, port: int | None, allowed: Set[tuple[str, int | No
         port: of the server.
         allowed: hosts and ports besides this machine; without a port, all of a host's.
     """
-    return any(is_here(h) or _is_allowed(h, port, allowed) for h in (host, *_names.get(host, ())))
+    return any(is_here(name) or _is_allowed(name, port, allowed) for name in _called(host))
+
+
+def is_unnamed(host: str, port: int, allowed: Set[tuple[str, int | None]]) -> bool:
+    """Whether it is on this machine, and allowed by none of the names for which it was given."""
+    names = _called(host)
+    return any(map(is_here, names)) and not any(_is_allowed(name, port, allowed) for name in names)
 
 
 def asked_socket(event: str, arguments: tuple[Any, ...]) -> str:
@@ -74,7 +80,7 @@ def ask_of_libpq(
         hosts = f"service={service}"
     ports = str(parameters.get("port") or os.environ.get("PGPORT", "5432")).split(",")
     for number, host in enumerate(hosts.split(",")):
-        port = ports[number % len(ports)]
+        port = ports[number % len(ports)] or "5432"
         if not host or host.startswith(("/", "@")):
             check_socket(f"{host or '/(the default folder)'}/.s.PGSQL.{port}")
         else:
@@ -167,7 +173,11 @@ def is_strangers(host: str, port: int, allowed: Set[tuple[str, int | None]]) -> 
     import socket
 
     own = {allowed_port for allowed_host, allowed_port in allowed if is_here(allowed_host)}
-    if not is_here(host) or not own.isdisjoint({port, None}) or _listens_itself(port):
+    if (
+        not is_unnamed(host, port, allowed)
+        or not own.isdisjoint({port, None})
+        or _listens_itself(port)
+    ):
         return False
     try:
         socket.create_connection((host, port), timeout=1).close()
@@ -180,18 +190,23 @@ def _listens_itself(port: int) -> bool:
     """Whether this process listens at a port, be it by a library in C."""
     import socket
 
-    for number in os.listdir("/dev/fd"):
-        try:
-            mine = socket.socket(fileno=int(number))
-        except OSError:  # a file
-            continue
-        try:
-            listens = mine.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-            if listens and mine.family in _inet() and mine.getsockname()[1] == port:
-                return True
-        finally:
-            mine.detach()
-    return False
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(None)  # with one, to look at a socket would change how it waits
+    try:
+        for number in os.listdir("/dev/fd"):
+            try:
+                mine = socket.socket(fileno=int(number))
+            except OSError:  # a file
+                continue
+            try:
+                listens = mine.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                if listens and mine.family in _inet() and mine.getsockname()[1] == port:
+                    return True
+            finally:
+                mine.detach()
+        return False
+    finally:
+        socket.setdefaulttimeout(timeout)
 
 
 def name(host: str, port: int | None) -> str:
@@ -235,6 +250,11 @@ def remembering(real: Callable[..., Any]) -> Callable[..., Any]:
         return found
 
     return getaddrinfo
+
+
+def _called(host: str) -> set[str]:
+    """A host, and the names for which it was given."""
+    return {host, *_names.get(host, ())}
 
 
 def _inet() -> tuple[int, int]:

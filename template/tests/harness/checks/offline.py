@@ -138,7 +138,12 @@ def _check(host: str, port: int | None) -> None:
         _refuse_unit_test()
     if not _open and not addresses.may_be_reached(host, port, _allowed()):
         _refuse(host, port)
-    if not _open and port in _others() and addresses.is_here(host):
+    if (
+        not _open
+        and port is not None
+        and port in _others()
+        and addresses.is_unnamed(host, port, _allowed())
+    ):
         _refuse_server(addresses.name(host, port), port)
 
 

@@ -50,7 +50,7 @@ def _watch(reached: str, postgres: list[str]) -> None:
                 f"tests don't leave this machine, and {address} is not "
                 "among harness_allowed_connections in pyproject.toml",
             )
-        if port in others and addresses.is_here(host):
+        if port in others and addresses.is_unnamed(host, port, allowed):
             raise OSError(errno.ECONNREFUSED, f"the server at {address} is not the tests'")
 
     def check_server(host: str, port: int) -> None:
