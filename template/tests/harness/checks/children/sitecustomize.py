@@ -42,6 +42,13 @@ def _watch(reached: str, postgres: list[str]) -> None:
 
         socket.getaddrinfo = addresses.remembering(socket.getaddrinfo)
 
+    def refuse(address: str) -> None:
+        raise OSError(
+            errno.ECONNREFUSED,
+            f"the server at {address} is not the tests', and not "
+            "among harness_allowed_connections in pyproject.toml",
+        )
+
     def check(host: str, port: int | None) -> None:
         address = addresses.name(host, port)
         if not addresses.may_be_reached(host, port, allowed):
@@ -51,17 +58,16 @@ def _watch(reached: str, postgres: list[str]) -> None:
                 "among harness_allowed_connections in pyproject.toml",
             )
         if port in others and addresses.is_unnamed(host, port, allowed):
-            raise OSError(errno.ECONNREFUSED, f"the server at {address} is not the tests'")
+            refuse(address)
 
     def check_server(host: str, port: int) -> None:
         check(host, port)
         if addresses.is_strangers(host, port, allowed):
-            address = addresses.name(host, port)
-            raise OSError(errno.ECONNREFUSED, f"the server at {address} is not the tests'")
+            refuse(addresses.name(host, port))
 
     def check_socket(path: str) -> None:
         if not addresses.is_own_socket(path, own):
-            raise OSError(errno.ECONNREFUSED, f"the server at {path} is not the tests'")
+            refuse(path)
 
     def check_libpq(parameters: dict[str, Any]) -> None:
         addresses.ask_of_libpq(parameters, check_server, check_socket)
