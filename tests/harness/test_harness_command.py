@@ -126,7 +126,7 @@ def test_psql_opens_a_clone_and_drops_it(lean: Project) -> None:
 
 def test_each_command_explains_itself(lean: Project) -> None:
     listed = harness(lean, "--help")
-    for command in ("status", "psql", "clean"):
+    for command in ("doctor", "status", "psql", "clean"):
         assert command in listed
         assert f"python -m tests.harness {command}" in harness(lean, command, "--help")
     assert "invalid choice" in harness(lean, "nonsense", status=2)
