@@ -303,7 +303,7 @@ def test_without_a_driver(sick: Project, tmp_path: Path) -> None:
     assert "ok       installed: " in said
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_commands_find_what_tests_find(sick: Project) -> None:
     """By pytest's `pythonpath`; where a module is not found, it is said."""
     (sick.path / "code").mkdir()

@@ -114,7 +114,7 @@ def adopted(
     remove_clusters(tmp_path)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_suite_with_the_oldest_versions(
     adopted: tuple[Service, Project], monkeypatch: pytest.MonkeyPatch
 ) -> None:

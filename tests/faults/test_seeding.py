@@ -190,7 +190,7 @@ Table("customers", other, Column("id", Integer, primary_key=True), Column("shoe_
 """
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_table_of_two_metadata(small: Small, complete: Any) -> None:
     """As services have it that use two databases. What is part of another's is no second table."""
     models, conftest = small.path / "app/models/__init__.py", small.path / "tests/conftest.py"

@@ -102,7 +102,7 @@ def test_what_a_recipe_leads_to_is_noticed(probed: Project) -> None:
     assert next_run(probed).golden()[1].endswith(": the recipe changed")
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_linked_sources(probed: Project, tmp_path: Path) -> None:
     """What lies elsewhere counts as well. An editor's mark of what is edited leads nowhere."""
     elsewhere, migrations = tmp_path / "elsewhere", probed.path / "migrations"

@@ -33,7 +33,7 @@ def test_answers_are_taken_and_stored(template: Path, tmp_path: Path) -> None:
     assert (project.package / "main.py").is_file()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_update_without_a_new_release_changes_nothing(template: Path, tmp_path: Path) -> None:
     project = tmp_path / "service"
     copier("copy", "--defaults", template, project, cwd=tmp_path)

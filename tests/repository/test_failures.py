@@ -10,7 +10,6 @@ import pytest
 
 from tests.support.command import run
 from tests.support.template import ROOT
-from tests.support.tiers import first
 
 CONCERNS = ["tests/conftest.py", "pyproject.toml"]
 
@@ -36,12 +35,8 @@ def test_fails(template, tmp_path):
 LATER = "def test_later(tmp_path): ..."
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize(
-    "workers",
-    first(1, [["-n", "2"], []]),
-    ids=["two workers", "alone"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [["-n", "2"], []], ids=["two workers", "alone"])
 def test_what_a_failure_shows_can_be_repeated(workers: list[str], tmp_path: Path) -> None:
     env = {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT), "CI": "true", "HELD": "by the user"}
     options = ["-m", "pytest", "-p", "no:cacheprovider", "-p", "no:schemathesis"]

@@ -393,8 +393,8 @@ def test_feature_is_switched(
     assert not {name for name in differ if not name.startswith(HISTORY)}, "all but history"
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("feature", quick("use_redis", of=FEATURES, others=slow))
+@pytest.mark.slow
+@pytest.mark.parametrize("feature", FEATURES)
 def test_feature_is_switched_off_in_a_project_that_has_lived(
     feature: str, scaffold: Scaffold, fresh: Rendered
 ) -> None:
@@ -433,7 +433,7 @@ def test_switched_feature_gets_a_migration(scaffold: Scaffold) -> None:
     project.pytest(*test, passed=3)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_feature_that_was_edited_is_not_lost_silently(scaffold: Scaffold) -> None:
     project = scaffold(PRESENT)
     client = project.package / "redis_client.py"
@@ -471,7 +471,7 @@ def test_answer_that_cannot_change(answer: str, reason: str, scaffold: Scaffold)
     assert not project.run("git", "status", "--porcelain").output
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_project_in_a_folder_of_its_repository(fresh: Rendered, tmp_path: Path) -> None:
     """What was deleted stays so; without its tests' folder, an update is asked for by that."""
     project = tmp_path / "services" / "desk"
@@ -585,7 +585,7 @@ def test_no_release_takes_an_answer_away(versions: Path) -> None:
             assert set(values) <= set(now.values() if isinstance(now, dict) else now), name
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_project_older_than_a_question(scaffold: Scaffold, versions: Path) -> None:
     """Made before there was a scope: `_exclude` and validators ask for it all the same."""
     log = ["log", "--format=%H", "-G", "^scope:", "--", "copier.yml"]
@@ -602,7 +602,7 @@ def test_project_older_than_a_question(scaffold: Scaffold, versions: Path) -> No
     assert Project.read(project.path, project.python).answers["scope"] == "service"
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_package_renamed_by_its_user(scaffold: Scaffold) -> None:
     """Copier is told afterwards, and follows in the files that it merges."""
     project = scaffold(PRESENT, **ALL_OFF)
@@ -673,7 +673,7 @@ def test_two_harnesses_share_a_server(
         assert look.held[goldens[0][0]] == look.held[goldens[1][0]]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_answers_file_is_kept(scaffold: Scaffold) -> None:
     answers = {"package_name": "metrics", "project_name": 'It\'s "ours"', "ci": "none"}
     project = scaffold(PRESENT, use_redis=False, **answers)

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from .checks import failure, uncommitted, versions
@@ -338,12 +338,12 @@ class Harness:
     # --- around a fixture of a wider scope ------------------------------------------------------
 
     @contextmanager
-    def around_fixture(self, name: str, finalizers: list[Callable[[], None]]) -> Iterator[None]:
+    def around_fixture(self, name: str, afterwards: ExitStack) -> Iterator[None]:
         """What the set-up of a fixture changes stays for its scope.
 
         Args:
             name: of the fixture.
-            finalizers: gets what is to be called after its tear-down.
+            afterwards: gets what is to be done after its tear-down.
 
         Raises:
             HarnessError: what it changes can't stay.
@@ -355,7 +355,7 @@ class Harness:
         with self._explained():
             before = self.worker.look() if begun else None
         stored: Stored | None = None
-        finalizers.append(lambda: self._after_fixture(stored))
+        afterwards.callback(lambda: self._after_fixture(stored))
         yield
         if self._is_untouched():
             return

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -172,9 +172,9 @@ def pytest_fixture_setup(
     """What a fixture of a wider scope than the test stores stays for its scope."""
     if fixturedef.scope == "function":
         return (yield)
-    after: list[Callable[[], None]] = []
-    fixturedef.addfinalizer(lambda: [step() for step in after])  # the last of them
-    around = request.config.stash[HARNESS].around_fixture(fixturedef.argname, after)
+    afterwards = ExitStack()
+    fixturedef.addfinalizer(afterwards.close)  # the last of them
+    around = request.config.stash[HARNESS].around_fixture(fixturedef.argname, afterwards)
     with around, tasks.of_a_wider_fixture():
         result = yield
     fixturedef.addfinalizer(lambda: _settle_before_fixture(request.config))  # the first
