@@ -50,9 +50,11 @@ def may_be_reached(host: str, port: int | None, allowed: Set[tuple[str, int | No
 
 
 def is_unnamed(host: str, port: int, allowed: Set[tuple[str, int | None]]) -> bool:
-    """Whether it is on this machine, and allowed by none of the names for which it was given."""
+    """Whether it is on this machine, and allowed by none of the names that lead there."""
     names = _called(host)
-    return any(map(is_here, names)) and not any(_is_allowed(name, port, allowed) for name in names)
+    if not any(map(is_here, names)) or any(_is_allowed(name, port, allowed) for name in names):
+        return False
+    return {None, port}.isdisjoint(allowed_port for name, allowed_port in allowed if is_here(name))
 
 
 def asked_socket(event: str, arguments: tuple[Any, ...]) -> str:
@@ -172,12 +174,7 @@ def is_strangers(host: str, port: int, allowed: Set[tuple[str, int | None]]) -> 
     """
     import socket
 
-    own = {allowed_port for allowed_host, allowed_port in allowed if is_here(allowed_host)}
-    if (
-        not is_unnamed(host, port, allowed)
-        or not own.isdisjoint({port, None})
-        or _listens_itself(port)
-    ):
+    if not is_unnamed(host, port, allowed) or _listens_itself(port):
         return False
     try:
         socket.create_connection((host, port), timeout=1).close()

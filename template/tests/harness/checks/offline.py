@@ -9,9 +9,9 @@ at the port and the sockets that drivers take where they are told of none.
 
 The rule is kept where sockets connect: by an audit hook, which Python calls before any socket of its
 own does, in whatever thread, and by functions put before those of libraries that connect in C (psycopg,
-psycopg2, uvloop), or know to what they connect (these, asyncpg, redis-py). Processes of Python that tests
-start, the seeder among them, have the same, but for uvloop: see `children/sitecustomize.py`. Neither sees
-other programs, nor other libraries in C; they see what `shell.py` makes of the environment.
+psycopg2, uvloop) or are drivers of servers (asyncpg, redis-py). Processes of Python that tests start, the
+seeder among them, have the same, but for uvloop: see `children/sitecustomize.py`. Neither sees other
+programs, nor other libraries in C; they see what `shell.py` makes of the environment.
 (pytest-socket would replace some of this. It guards `connect` in Python alone, between a test's setup and
 its teardown, and fails tests for what a library's background thread does.)
 
@@ -175,11 +175,9 @@ def _allowed() -> set[tuple[str, int | None]]:
 
 @functools.cache
 def _others() -> set[int]:
-    """Ports of this machine on which a Postgres is not the tests': the application's, and libpq's own."""
+    """Ports of this machine at which others' Postgres may be: the application's, and libpq's own."""
     own = _environment.application_urls.values()
-    ports = {PORT, *(port for url in own for host, port in _servers(url) if not host)}
-    reached = {port for host, port in _allowed() if addresses.is_here(host)}
-    return set() if None in reached else {port for port in ports if port not in reached}
+    return {PORT, *(port for url in own for host, port in _servers(url) if not host)}
 
 
 @functools.cache
@@ -350,7 +348,7 @@ def _look_up(_: Any, host: Any, *__: Any, **___: Any) -> None:
     _audit("socket.getaddrinfo", (host,))
 
 
-# --- libraries that connect in C, or know to what they do ----------------------------------------
+# --- libraries that connect in C, and drivers ---------------------------------------------------
 
 
 def _check_libpq(parameters: dict[str, Any]) -> None:
