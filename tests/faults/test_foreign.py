@@ -7,6 +7,9 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import quote
 
 import pytest
 
@@ -279,6 +282,36 @@ def test_redis_with_keys_of_others_is_refused(neighbours: Redis, service: Small)
         assert "to use the embedded server" in output
         assert "Traceback" not in output
     assert [neighbours.held(number) for number in range(redis.DATABASES)] == before
+
+
+BEHIND_A_SOCKET = """\
+import os
+import subprocess
+import sys
+
+import redis
+
+PING = "import os, redis; assert redis.Redis.from_url(os.environ['REDIS_URL']).ping()"
+
+
+def test_pings():
+    assert "/my%20redis/" in os.environ["REDIS_URL"]
+    exec(PING)
+    done = subprocess.run([sys.executable, "-c", PING], capture_output=True, text=True, check=True)
+    assert not done.stderr, "what begins each process of Python has failed"
+"""
+
+
+@pytest.mark.thorough
+def test_redis_behind_a_socket(service: Small) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "my redis", "socket")
+        path.parent.mkdir()
+        with redis.running(service, "--unixsocket", str(path)) as server:
+            url = f"unix://{quote(str(path))}?db=9"
+            outcome = service.tried(BEHIND_A_SOCKET, TEST_REDIS_URL=url)
+            assert (outcome.status, outcome.counts) == (0, {"passed": 1}), outcome.output
+            assert server.held(9) == {}
 
 
 def test_sql_that_names_no_host_stays_on_its_server(small: Small) -> None:

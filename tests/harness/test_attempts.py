@@ -133,6 +133,7 @@ from sqlalchemy import text
 
 from app.database import engine
 from tests.harness.environment import current
+from tests.harness.golden import databases
 
 PAST = datetime.datetime(2001, 2, 3, 4, 5, 6, tzinfo=datetime.UTC)
 TOOLS = {
@@ -181,6 +182,15 @@ def test_defines():
 def test_drops_the_database():
     with psycopg.connect(current.conninfo("postgres"), autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {current.database} WITH (FORCE)")
+
+
+def test_patience_ends(monkeypatch):
+    monkeypatch.setattr(databases, "_PATIENCE", 0.2)
+    with (
+        databases.connect(current) as connection,
+        pytest.raises(psycopg.OperationalError, match="does not answer any more"),
+    ):
+        connection.execute("SELECT pg_sleep(5)")
 
 
 async def test_again(db_session):
@@ -238,7 +248,7 @@ def test_anyio_on_trio(extended: Small) -> None:
 @pytest.mark.parametrize("scope", first(1, ["session", "module", "function"]))
 def test_clock_that_is_stopped(scope: str, extended: Small) -> None:
     outcome = extended.tried(FROZEN, SCOPE=scope, timeout=60)
-    assert outcome.counts == {"passed": 30, "error": 10}, outcome.output
+    assert outcome.counts == {"passed": 35, "error": 10}, outcome.output
     found = told(outcome.output)
     assert found.keys() == {"leaks", "leaks_by_psycopg"}
     for said in found.values():

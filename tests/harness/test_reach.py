@@ -492,6 +492,8 @@ def test_runs_that_begin_at_once(rendered: Render, tmp_path: Path) -> None:
             assert counted(output) == {"passed": PASSED}, output
 
 
+WITH_REDIS = 'prepare(database_url={"DATABASE_URL": "postgresql"}, redis_url="REDIS_URL")\n'
+
 # Each reaches for a server that is not the tests', and swallows what it is told.
 REACHES = """\
 import asyncio
@@ -540,6 +542,17 @@ async def by_async_redis(host, port):
         await client.ping()
 
 
+async def by_redis_socket(path):
+    redis.Redis(unix_socket_path=path, socket_timeout=1, retry=Retry(NoBackoff(), 0)).ping()
+
+
+async def by_async_redis_socket(path):
+    once = AsyncRetry(NoBackoff(), 0)
+    async with redis.asyncio.Redis(unix_socket_path=path, socket_timeout=1, retry=once) as client:
+        await client.ping()
+
+
+SOCKETS = [by_redis_socket, by_async_redis_socket]
 WAYS = [by_asyncpg, by_psycopg, by_async_psycopg, by_a_socket, in_a_thread]
 DRIVERS = [by_asyncpg, by_psycopg, by_async_psycopg, in_a_thread, by_redis, by_async_redis]
 OWN = int(os.environ["OWN"])
@@ -579,6 +592,35 @@ async def test_server_that_a_test_made(way):
     assert heard[0]
 
 
+@pytest.mark.parametrize("way", SOCKETS)
+async def test_redis_behind_a_socket(way):
+    with contextlib.suppress(redis.RedisError):
+        await way(os.environ["FOLDER"] + "/Redis")
+
+
+@pytest.mark.parametrize("way", SOCKETS)
+async def test_socket_of_nobody(way):
+    with pytest.raises(redis.ConnectionError):
+        await way(os.environ["FOLDER"] + "/none")
+
+
+def test_the_tests_own_redis():
+    assert redis.Redis.from_url(os.environ["REDIS_URL"]).ping()
+
+
+async def test_socket_that_a_test_made(tmp_path):
+    heard = []
+
+    async def hear(reader, writer):
+        heard.append(await reader.read(1))
+        writer.close()
+
+    async with await asyncio.start_unix_server(hear, tmp_path / "Redis"):
+        with pytest.raises(redis.ConnectionError):
+            await by_async_redis_socket(str(tmp_path / "Redis"))
+    assert heard[0]
+
+
 def test_sockets_stay_as_they_are():
     mine, other = socket.socketpair()
     socket.setdefaulttimeout(5)
@@ -609,17 +651,17 @@ def test_nothing_said():
     with contextlib.suppress(Exception):
         psycopg.connect("")
 """
-REFUSED = 5 * 3 + 6 * 2 + 3 * 3 + 1
-REACHED = 6 + 3 + 2
+REFUSED = 5 * 3 + 6 * 2 + 3 * 3 + 2 + 1
+REACHED = 6 + 3 + 2 + 4
 
 
 def test_other_servers_are_refused(rendered: Render, tmp_path: Path) -> None:
-    prepare = 'prepare(database_url={"DATABASE_URL": "postgresql"}, redis_url="REDIS_URL")\n'
-    service = replace(SERVICES["asyncpg"], prepare=prepare)
+    service = replace(SERVICES["asyncpg"], prepare=WITH_REDIS)
     with (
         made(service, rendered, tmp_path / "service", use_redis=True) as project,
         listening() as (tcp, folder),
         listening() as (unnamed, _),
+        bound(folder / "Redis") as others,
     ):
         env = {
             "OWN": str(tcp.getsockname()[1]),
@@ -634,10 +676,13 @@ def test_other_servers_are_refused(rendered: Render, tmp_path: Path) -> None:
         assert re.search(
             r"test_shop\.py:\d+ asked for a connection to 127\.0\.0\.1:5432, and", said
         )
-        allowed = f'harness_allowed_connections = ["127.0.0.1:{env["OWN"]}"]\n'
+        assert f'harness_allowed_connections = ["{folder}/Redis"]' in said
+        allowed = f'harness_allowed_connections = ["127.0.0.1:{env["OWN"]}", "{folder}"]\n'
         append(project.path / "pyproject.toml", allowed)
         project.pytest("-k", "by_a_socket and (where1 or where2)", env=env, passed=2)
-        assert not "".join(told(unnamed))
+        assert not "".join([*told(unnamed), *told(others)])
+        project.pytest("-k", "redis_behind", env=env, passed=2)
+        assert "".join(told(others)), "those in a folder that is allowed"
         write(SERVICES["asyncpg"], project.path)
         (project.path / "tests/test_shop.py").write_text(REACHES)
         project.pytest("-k", "nobody_named and redis and 127", env=env, passed=2)
@@ -709,15 +754,22 @@ def told(server: socket.socket) -> Iterator[str]:
 
 
 @contextmanager
+def bound(path: Path) -> Iterator[socket.socket]:
+    """A server behind a socket."""
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(path))
+        unix.listen()
+        yield unix
+
+
+@contextmanager
 def listening() -> Iterator[tuple[socket.socket, Path]]:
     """Servers that nobody may reach: on a port, and in a folder. Fails if somebody has."""
     with (
         TemporaryDirectory() as folder,
         socket.create_server(("127.0.0.1", 0)) as tcp,
-        socket.socket(socket.AF_UNIX) as unix,
+        bound(Path(folder, ".s.PGSQL.5432")) as unix,
     ):
-        unix.bind(f"{folder}/.s.PGSQL.5432")
-        unix.listen()
         yield tcp, Path(folder)
         unix.setblocking(False)
         with pytest.raises(BlockingIOError):
@@ -729,6 +781,8 @@ ELSEWHERE = {
     "psycopg, nothing said": 'import psycopg; psycopg.connect("dbname=app")',
     "asyncpg": "import asyncio, asyncpg; "
     'asyncio.run(asyncpg.connect(host="127.0.0.1", port={port}, user="x", timeout=5))',
+    "redis": "import redis; redis.Redis('127.0.0.1', {port}).ping()",
+    "redis behind a socket": "import redis; redis.Redis(unix_socket_path='{folder}/Redis').ping()",
     "the usual port": "import socket; socket.create_connection(('127.0.0.1', 5432))",
 }
 
@@ -736,19 +790,23 @@ ELSEWHERE = {
 @pytest.mark.thorough
 def test_seeder_that_goes_elsewhere(rendered: Render, tmp_path: Path) -> None:
     """It read other variables: the developer's own database would be filled."""
-    service = SERVICES["asyncpg"]
-    with made(service, rendered, tmp_path / "service") as project, listening() as (tcp, _):
+    service = replace(SERVICES["asyncpg"], prepare=WITH_REDIS)
+    with (
+        made(service, rendered, tmp_path / "service", use_redis=True) as project,
+        listening() as (tcp, folder),
+        bound(folder / "Redis") as others,
+    ):
         port = tcp.getsockname()[1]
         named = {"DATABASE_URL": f"postgresql://app@127.0.0.1:{port}/app"}
         tried = [(name, named) for name in ELSEWHERE]
         tried += [(name, {}) for name in ("psycopg", "asyncpg")]  # which know what it is
         for name, env in tried:
             code = ELSEWHERE[name]
-            (project.path / "fill.py").write_text(code.format(port=port) + "\n")
+            (project.path / "fill.py").write_text(code.format(port=port, folder=folder) + "\n")
             said = project.pytest("-x", env=env, status=1, error=1).output
             assert "The golden database was not built: a command ended with status 1" in said
             assert re.search("the server at .* is not the tests'", said)
-        assert not "".join(told(tcp))
+        assert not "".join([*told(tcp), *told(others)])
 
 
 @pytest.mark.thorough

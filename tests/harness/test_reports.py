@@ -19,6 +19,7 @@ CONCERNS = [
 
 BEGIN = """\
 import asyncio
+import contextlib
 import os
 import time
 
@@ -69,6 +70,38 @@ async def test_changed(db_session):
 async def test_executed(db_session):
     gone = "WITH gone AS (DELETE FROM customers WHERE id = 1 RETURNING id) SELECT * FROM gone"
     await db_session.execute(text(gone))
+    raise AssertionError
+
+
+async def test_commented(db_session):
+    await db_session.execute(text("-- as the guide says\\n/* all */ DELETE FROM customers"))
+    raise AssertionError
+
+
+async def test_before_a_savepoint(db_session):
+    await db_session.execute(text("UPDATE customers SET phone = 'before'"))
+    async with db_session.begin_nested() as outer:
+        await db_session.execute(text("UPDATE customers SET phone = 'within'"))
+        await outer.rollback()
+    await db_session.execute(text("SAVEPOINT mine"))
+    await db_session.execute(text("UPDATE customers SET phone = 'in mine'"))
+    await db_session.execute(text("ROLLBACK TO mine"))
+    raise AssertionError
+
+
+async def test_in_a_savepoint(db_session):
+    await db_session.execute(text("UPDATE customers SET phone = 'before'"))
+    async with db_session.begin_nested(), db_session.begin_nested():
+        await db_session.execute(text("UPDATE customers SET phone = 'within'"))
+    raise AssertionError
+
+
+async def test_quiet_rolled_back_to_a_savepoint(db_session):
+    with contextlib.suppress(ZeroDivisionError):
+        async with db_session.begin_nested():
+            async with db_session.begin_nested():
+                db_session.add(mallory())
+            raise ZeroDivisionError
     raise AssertionError
 
 
@@ -227,7 +260,13 @@ def test_what_was_not_committed(small: Small) -> None:
     found = told(small.tried(NOT_COMMITTED).output)
     assert found.keys() == {
         *("flushed", "added", "changed", "executed", "in_another_session"),
-        *("quiet_committed", "quiet_rolled_back", "quiet_reads"),
+        *("commented", "before_a_savepoint", "in_a_savepoint"),
+        *(
+            "quiet_committed",
+            "quiet_rolled_back",
+            "quiet_rolled_back_to_a_savepoint",
+            "quiet_reads",
+        ),
     }
     for name, said in found.items():
         assert (SECTION in said) == (not name.startswith("quiet")), said
@@ -236,6 +275,9 @@ def test_what_was_not_committed(small: Small) -> None:
     assert "Customer, added to or changed in db_session, not even flushed" in sections["added"]
     assert "Customer, added to or changed in db_session, not even flushed" in sections["changed"]
     assert "DELETE FROM customers WHERE id = 1" in sections["executed"]
+    assert "DELETE FROM customers" in sections["commented"]
+    assert "UPDATE customers SET phone = 'before'" in sections["before_a_savepoint"]
+    assert "UPDATE customers SET phone = 'within'" in sections["in_a_savepoint"]
     assert "UPDATE customers SET phone = '4711'" in sections["in_another_session"]
     small.harness("clean")
 

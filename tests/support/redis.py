@@ -51,7 +51,7 @@ class Redis:
 
 
 @contextmanager
-def running(project: Project) -> Iterator[Redis]:
+def running(project: Project, *options: str) -> Iterator[Redis]:
     """Run a new, empty server: the program that the project's harness embeds."""
     code = "import tests; from tests.harness.servers import valkey; print(valkey._binary())"
     program = project.run(project.python, "-c", code).output.strip()
@@ -67,6 +67,7 @@ def running(project: Project) -> Iterator[Redis]:
                 "",
                 "--databases",
                 str(DATABASES),
+                *options,
             ],
             stdout=subprocess.DEVNULL,
         )

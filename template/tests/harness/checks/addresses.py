@@ -99,9 +99,14 @@ def watch_asyncpg(module: Any, check: Callable[[str, int], None]) -> None:
     put_before(module, "_connect_addr", connecting)
 
 
-def watch_redis(module: Any, check: Callable[[str, int], None]) -> None:
+def watch_redis(
+    module: Any, check: Callable[[str, int], None], check_socket: Callable[[str], None]
+) -> None:
     """The same for redis-py, of which each kind of calls has its module."""
     put_before(module.Connection, "_connect", lambda self: check(self.host, int(self.port)))
+    put_before(
+        module.UnixDomainSocketConnection, "_connect", lambda self: check_socket(text(self.path))
+    )
 
 
 def watch_psycopg(module: Any, check: Callable[[dict[str, Any]], None]) -> None:
@@ -162,29 +167,56 @@ class Finder:
 
 def is_own_socket(path: str, own: Set[str]) -> bool:
     """Whether a socket is the tests' Postgres, or none of any Postgres."""
-    folder, file = os.path.split(path)
-    return not file.startswith(".s.PGSQL.") or not {folder, file}.isdisjoint(own)
+    return not os.path.basename(path).startswith(".s.PGSQL.") or _is_named(path, own)
+
+
+def is_strangers_socket(path: str, own: Set[str]) -> bool:
+    """Whether a server behind a socket is one that the tests were not given, and did not make."""
+    import socket
+
+    if _is_named(path, own) or _listens_itself(path):
+        return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        return _answers(lambda: probe.connect(path))
 
 
 def is_strangers(host: str, port: int, allowed: Set[tuple[str, int | None]]) -> bool:
-    """Whether a server on this machine is one that the tests were not given, and did not make.
-
-    Where nobody listens, whoever connects is told so by himself. A stranger is connected to, and told
-    nothing.
-    """
+    """The same of a port of this machine."""
     import socket
 
     if not is_unnamed(host, port, allowed) or _listens_itself(port):
         return False
+    return _answers(lambda: socket.create_connection((host, port), timeout=1).close())
+
+
+def _answers(connect: Callable[[], None]) -> bool:
+    """Whether somebody listens: he is connected to, and told nothing.
+
+    Where nobody does, whoever connects is told so by himself.
+    """
     try:
-        socket.create_connection((host, port), timeout=1).close()
+        connect()
     except OSError as error:
-        return isinstance(error, TimeoutError)  # it listens, and has more to do
+        # It listens, and has more to do; a socket says so at once.
+        return isinstance(error, (TimeoutError, BlockingIOError))
     return True
 
 
-def _listens_itself(port: int) -> bool:
-    """Whether this process listens at a port, be it by a library in C."""
+def _is_named(path: str, own: Set[str]) -> bool:
+    """Whether a socket, its name or a folder above it is among those."""
+    found = {os.path.basename(path)}
+    above = [path] if "\0" in path else [path, os.path.realpath(path)]  # of Linux, in no folder
+    while above:
+        place = above.pop()
+        if place not in found:
+            found.add(place)
+            above.append(os.path.dirname(place))
+    return not found.isdisjoint(own)
+
+
+def _listens_itself(where: int | str) -> bool:
+    """Whether this process listens at a port, or a socket, be it by a library in C."""
     import socket
 
     timeout = socket.getdefaulttimeout()
@@ -197,7 +229,10 @@ def _listens_itself(port: int) -> bool:
                 continue
             try:
                 listens = mine.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-                if listens and mine.family in _inet() and mine.getsockname()[1] == port:
+                if not listens:
+                    continue
+                address = mine.getsockname()
+                if where == (address[1] if mine.family in _inet() else address):
                     return True
             finally:
                 mine.detach()

@@ -144,7 +144,7 @@ def _check(host: str, port: int | None) -> None:
         and port in _others()
         and addresses.is_unnamed(host, port, _allowed())
     ):
-        _refuse_server(addresses.name(host, port), port)
+        _refuse_server(addresses.name(host, port), f"localhost:{port}")
 
 
 def _check_server(host: str, port: int) -> None:
@@ -152,7 +152,7 @@ def _check_server(host: str, port: int) -> None:
     __tracebackhide__ = True
     _check(host, port)
     if not _open and addresses.is_strangers(host, port, _allowed()):
-        _refuse_server(addresses.name(host, port), port)
+        _refuse_server(addresses.name(host, port), f"localhost:{port}")
 
 
 def _check_redis(host: str, port: int) -> None:
@@ -161,15 +161,24 @@ def _check_redis(host: str, port: int) -> None:
         _check_server(host, port)
 
 
+def _check_redis_socket(path: str) -> None:
+    __tracebackhide__ = True
+    if _environment.redis and not _open and addresses.is_strangers_socket(path, _sockets()):
+        _refuse_server(path, path)
+
+
 @functools.cache  # asked of each connection that would leave this machine
 def _allowed() -> set[tuple[str, int | None]]:
     """Hosts and ports that tests may reach; without a port, all of a host's."""
     found: set[tuple[str, int | None]] = set()
     for name in setting(SETTING):
+        if name.startswith("/"):
+            continue  # a socket
         host, colon, port = name.rpartition(":")
         with_port = colon and port.isdecimal() and addresses.is_name(name)
         found.add((host.strip("[]"), int(port)) if with_port else (name.strip("[]"), None))
-    found.update(_servers(_environment.external_url), _servers(_environment.external_redis_url))
+    for url in (_environment.external_url, _environment.external_redis_url):
+        found.update((host, port) for host, port in _servers(url) if not host.startswith("/"))
     return found | ({("", there.port)} if (there := _environment.loopback) else set())
 
 
@@ -182,9 +191,16 @@ def _others() -> set[int]:
 
 @functools.cache
 def _sockets() -> set[str]:
-    """What the sockets of a Postgres have that tests may reach: their folder, or their name."""
-    reached = {f".s.PGSQL.{port}" for host, port in _allowed() if addresses.is_here(host)}
-    return reached | (set() if _environment.external_url else {str(_environment.home / "socket")})
+    """What the sockets have that tests may reach: their name, their path, or a folder above them."""
+    paths = {name for name in setting(SETTING) if name.startswith("/")}
+    if not _environment.external_url:
+        paths.add(str(_environment.home / "socket"))
+    if not _environment.external_redis_url:
+        paths.add(str(_environment.redis_socket))
+    external = _servers(_environment.external_redis_url)
+    paths.update(host for host, _ in external if host.startswith("/"))
+    named = {f".s.PGSQL.{port}" for host, port in _allowed() if addresses.is_here(host)}
+    return named | {place for path in paths for place in (path, os.path.realpath(path))}
 
 
 @functools.cache
@@ -214,14 +230,16 @@ def _refuse_unit_test() -> None:
     raise error
 
 
-def _refuse_server(address: str, port: str | int | None) -> None:
+def _refuse_server(address: str, allow: str) -> None:
+    """Raise for a server of this machine, to be allowed by what `allow` says."""
     __tracebackhide__ = True
+    changes = "without a port" if allow.startswith("localhost") else "by a folder above it"
     error = AnotherServerError(
         f"{_caller(innermost=True)} asked for a connection to {address}, and was refused: the server there is not "
         f"the tests'. They have theirs from {_variables()}: whoever connects elsewhere read other variables, "
         "or made its settings before prepare() was called. If a test is to reach that server, allow it in "
-        f"pyproject.toml, without a port if it has another one each time:\n\n    [{table_of_pytest()}]\n"
-        f'    {SETTING} = ["localhost:{port}"]'
+        f"pyproject.toml, {changes} if it has another one each time:\n\n    [{table_of_pytest()}]\n"
+        f'    {SETTING} = ["{allow}"]'
     )
     _refused.append(error)
     raise error
@@ -363,7 +381,7 @@ def _check_libpq(parameters: dict[str, Any]) -> None:
 def _check_socket(path: str) -> None:
     __tracebackhide__ = True
     if not (_open or addresses.is_own_socket(path, _sockets())):
-        _refuse_server(path, path.rpartition(".")[2])
+        _refuse_server(path, f"localhost:{path.rpartition('.')[2]}")
 
 
 def _watch_uvloop(module: ModuleType) -> None:
@@ -390,7 +408,10 @@ _LIBRARIES: dict[str, Callable[[Any], None]] = {
     "psycopg": lambda module: addresses.watch_psycopg(module, _check_libpq),
     "psycopg2": lambda module: addresses.watch_psycopg2(module, _check_libpq),
     "uvloop": _watch_uvloop,
-    **dict.fromkeys(addresses.REDIS, lambda module: addresses.watch_redis(module, _check_redis)),
+    **dict.fromkeys(
+        addresses.REDIS,
+        lambda module: addresses.watch_redis(module, _check_redis, _check_redis_socket),
+    ),
 }
 
 
@@ -403,7 +424,8 @@ _OUTPUT = "harness_refused"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini(
         SETTING,
-        "Hosts (or host:port), besides this one, to which tests may connect. Read from pyproject.toml alone.",
+        "Hosts, host:port and sockets (or folders of them), besides the tests' own, to which tests may "
+        "connect. Read from pyproject.toml alone.",
         type="linelist",
         default=[],
     )

@@ -209,10 +209,11 @@ def _check_host(url: Address, variable: str, why: str) -> None:
 
 
 def setting(name: str) -> frozenset[str]:
-    """The hosts of a setting of pytest in pyproject.toml, in lower case."""
+    """The hosts of a setting of pytest in pyproject.toml, in lower case, and paths as they are."""
     hosts = pytest_section().get(name, [])
     found = hosts.split() if isinstance(hosts, str) else hosts
-    return frozenset(host.strip().lower() for host in found)
+    named = (name.strip() for name in found)
+    return frozenset(name if name.startswith("/") else name.lower() for name in named)
 
 
 def pytest_section() -> dict[str, Any]:

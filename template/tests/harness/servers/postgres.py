@@ -400,21 +400,20 @@ class EmbeddedServer:
                 start_new_session=True,  # Ctrl-C is for whoever started it
                 **arguments,
             )
-        deadline = time.monotonic() + self.start_seconds
         try:
-            while True:
+            for _ in polls(self.start_seconds, 0.01):
                 ready = self._pid_file()[-1:] == ["ready"]
                 if self._answers():
+                    # It outlives this process where other runs use it: it is not ours to wait for.
+                    process.returncode = 0
+                    return
+                if ready or process.poll() is not None:
                     break
-                if ready or process.poll() is not None or time.monotonic() > deadline:
-                    raise HarnessError(self._why_not(ready))
-                time.sleep(0.01)
+            raise HarnessError(self._why_not(ready))
         except BaseException:  # Ctrl-C, too
             process.kill()
             process.wait()
             raise
-        # The server outlives this process where other runs use it: it is not ours to wait for.
-        process.returncode = 0
 
     def _why_not(self, ready: bool) -> str:
         """What is said of a server that was launched, and does not answer."""

@@ -16,7 +16,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING
 from ..environment import Environment
 from ..errors import HarnessError
 from ..files import private
+from ..waiting import polls
 from . import guard
 from .locks import FileLock
 from .processes import variables
@@ -242,19 +242,19 @@ def launch(
             env=variables(),
             start_new_session=True,  # Ctrl-C is for whoever started it
         )
-        deadline = time.monotonic() + seconds
         try:
-            while not is_ready():
-                if process.poll() is not None or time.monotonic() > deadline:
-                    output.seek(0)
-                    said = output.read().decode(errors="replace").strip()
-                    raise HarnessError(f"Valkey did not start:\n{said[-2000:]}")
-                time.sleep(0.002)
+            for _ in polls(seconds, 0.002):
+                if is_ready():
+                    return process
+                if process.poll() is not None:
+                    break
+            output.seek(0)
+            said = output.read().decode(errors="replace").strip()
+            raise HarnessError(f"Valkey did not start:\n{said[-2000:]}")
         except BaseException:  # Ctrl-C, too
             process.kill()
             process.wait()
             raise
-    return process
 
 
 def _sweep(folder: Path) -> None:

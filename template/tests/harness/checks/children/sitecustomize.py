@@ -69,6 +69,10 @@ def _watch(reached: str, postgres: list[str]) -> None:
         if not addresses.is_own_socket(path, own):
             refuse(path)
 
+    def check_redis_socket(path: str) -> None:
+        if addresses.is_strangers_socket(path, own):
+            refuse(path)
+
     def check_libpq(parameters: dict[str, Any]) -> None:
         addresses.ask_of_libpq(parameters, check_server, check_socket)
 
@@ -88,7 +92,9 @@ def _watch(reached: str, postgres: list[str]) -> None:
     }
     if "HARNESS_REDIS" in os.environ:
         for name in addresses.REDIS:
-            watches[name] = lambda module: addresses.watch_redis(module, check_server)
+            watches[name] = lambda module: addresses.watch_redis(
+                module, check_server, check_redis_socket
+            )
     sys.meta_path.insert(0, addresses.Finder(watches))
     sys.addaudithook(audit)
 
