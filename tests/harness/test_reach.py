@@ -6,6 +6,7 @@ what they see, and what one of them commits the next does not.
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import stat
@@ -23,10 +24,11 @@ from tests.support import postgres, wire
 from tests.support.command import run
 from tests.support.copier import copier, unmerged, update
 from tests.support.embedded import remove_clusters
-from tests.support.project import ANSWERS_FILE, Project, counted, files
+from tests.support.project import ANSWERS_FILE, Project, counted, files, install
 from tests.support.releases import append, commit
 from tests.support.template import FUTURE as PRESENT
 from tests.support.tiers import first
+from tests.variants import ALL_OFF
 
 CONCERNS = [
     "*/harness/environment.py",
@@ -687,6 +689,81 @@ def test_other_servers_are_refused(rendered: Render, tmp_path: Path) -> None:
         (project.path / "tests/test_shop.py").write_text(REACHES)
         project.pytest("-k", "nobody_named and redis and 127", env=env, passed=2)
         assert "".join(told(unnamed)), "tests that have no Redis reach the developer's"
+
+
+# Those that a new service has not.
+OTHER_DRIVERS = """\
+import contextlib
+import os
+
+import psycopg2
+import pytest
+import valkey
+from valkey.asyncio.retry import Retry as AsyncRetry
+from valkey.backoff import NoBackoff
+from valkey.retry import Retry
+
+PORT, FOLDER = int(os.environ["UNNAMED"]), os.environ["FOLDER"]
+PLACES = [{"host": "127.0.0.1", "port": PORT}, {"unix_socket_path": f"{FOLDER}/Redis"}]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_psycopg2(host):
+    with contextlib.suppress(Exception):
+        psycopg2.connect(f"host={host} port={PORT} connect_timeout=5")
+
+
+def test_psycopg2_behind_a_socket():
+    with contextlib.suppress(Exception):
+        psycopg2.connect(host=FOLDER, connect_timeout=5)
+
+
+@pytest.mark.parametrize("where", PLACES, ids=["port", "socket"])
+def test_valkey(where):
+    with contextlib.suppress(valkey.ValkeyError):
+        valkey.Valkey(**where, socket_timeout=1, retry=Retry(NoBackoff(), 0)).ping()
+
+
+@pytest.mark.parametrize("where", PLACES, ids=["port", "socket"])
+async def test_async_valkey(where):
+    once = AsyncRetry(NoBackoff(), 0)
+    with contextlib.suppress(valkey.ValkeyError):
+        async with valkey.asyncio.Valkey(**where, socket_timeout=1, retry=once) as client:
+            await client.ping()
+
+
+def test_nobody_listens():
+    with pytest.raises(psycopg2.OperationalError):
+        psycopg2.connect("host=127.0.0.1 port=1 connect_timeout=5")
+    with pytest.raises(valkey.ConnectionError):
+        valkey.Valkey("127.0.0.1", 1, retry=Retry(NoBackoff(), 0)).ping()
+
+
+def test_own_servers():
+    assert valkey.Valkey.from_url(os.environ["REDIS_URL"]).ping()
+    with psycopg2.connect(os.environ["DATABASE_URL"]) as connection:
+        connection.cursor().execute("SELECT 1")
+    connection.close()
+"""
+
+
+@pytest.mark.slow
+def test_other_drivers_are_refused_other_servers(rendered: Render, tmp_path: Path) -> None:
+    service = replace(SERVICES["asyncpg"], prepare=WITH_REDIS)
+    with (
+        made(service, rendered, tmp_path / "service", use_redis=True) as project,
+        listening() as (unnamed, folder),
+        bound(folder / "Redis") as others,
+    ):
+        (project.path / "tests/test_shop.py").write_text(OTHER_DRIVERS)
+        complete = rendered(**{**ALL_OFF, "use_redis": True})
+        own = replace(project, python=install(complete, tmp_path / "environment").python)
+        pip = (os.environ["UV"], "pip", "install", "--quiet", "--python", own.python)
+        run(*pip, "psycopg2-binary", "valkey", cwd=tmp_path, timeout=600)
+        env = {"UNNAMED": str(unnamed.getsockname()[1]), "FOLDER": str(folder)}
+        said = own.pytest(env=env, status=1, failed=7, passed=2).output
+        assert said.count("is not the tests'. They have theirs from") >= 7
+        assert not "".join([*told(unnamed), *told(others)])
 
 
 # As a line in /etc/hosts has it.

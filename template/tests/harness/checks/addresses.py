@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 CONNECTS = {"socket.connect", "socket.sendto", "socket.sendmsg"}
-REDIS = ("redis.connection", "redis.asyncio.connection")
+_REDIS = ("redis", "redis.asyncio", "valkey", "valkey.asyncio")
+REDIS = [f"{package}.connection" for package in _REDIS]
 _LOOK_UPS = {"socket.getaddrinfo", "socket.gethostbyname"}
 _REVERSE = {"socket.gethostbyaddr", "socket.getnameinfo"}
 
@@ -102,7 +103,7 @@ def watch_asyncpg(module: Any, check: Callable[[str, int], None]) -> None:
 def watch_redis(
     module: Any, check: Callable[[str, int], None], check_socket: Callable[[str], None]
 ) -> None:
-    """The same for redis-py, of which each kind of calls has its module."""
+    """The same for redis-py, or its heir valkey-py, of which each kind of calls has its module."""
     put_before(module.Connection, "_connect", lambda self: check(self.host, int(self.port)))
     put_before(
         module.UnixDomainSocketConnection, "_connect", lambda self: check_socket(text(self.path))

@@ -9,7 +9,7 @@ at the port and the sockets that drivers take where they are told of none.
 
 The rule is kept where sockets connect: by an audit hook, which Python calls before any socket of its
 own does, in whatever thread, and by functions put before those of libraries that connect in C (psycopg,
-psycopg2, uvloop) or are drivers of servers (asyncpg, redis-py). Processes of Python that tests start, the
+psycopg2, uvloop) or are drivers of servers (asyncpg, redis-py, valkey-py). Processes of Python that tests start, the
 seeder among them, have the same, but for uvloop: see `children/sitecustomize.py`. Neither sees other
 programs, nor other libraries in C; they see what `shell.py` makes of the environment.
 (pytest-socket would replace some of this. It guards `connect` in Python alone, between a test's setup and
