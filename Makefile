@@ -30,6 +30,7 @@ make service DEST=../my-service    a new service with the default answers, and i
 make test                          the template's own tests (ARGS="-x -k update" goes to pytest)
                                    what CI runs, the thorough ones as well: ARGS="-m 'not slow'"
 make test-faults                   those that take minutes: kill sweeps, many seeds, each feature alone
+make test-updates                  projects of each release, updated: a release runs them as well
 make bench                         what a test costs, beside the usual patterns, and with large tables
 make recordings                    what README shows: the pictures of terminals, made of what really runs
 make check                         formatter, linters and type checker over the template's own files
@@ -38,7 +39,7 @@ make release VERSION=1.0.0         check that a release is ready, and tag it
 make notes VERSION=1.0.0           what CHANGELOG.md says of it
 endef
 
-.PHONY: help service test test-faults bench recordings check format release notes uv
+.PHONY: help service test test-faults test-updates bench recordings check format release notes uv
 help:
 	$(info $(HELP))
 	@:
@@ -65,7 +66,10 @@ test: $(UV)
 	@$(WITH_SED) $(UV) run python -m pytest -n auto --dist worksteal $(ARGS)
 
 test-faults: $(UV)
-	@$(WITH_SED) $(UV) run python -m pytest -n auto --dist worksteal -m slow $(ARGS)
+	@$(WITH_SED) $(UV) run python -m pytest -n auto --dist worksteal -m slow --ignore tests/update $(ARGS)
+
+test-updates: $(UV)
+	@$(WITH_SED) $(UV) run python -m pytest -n auto --dist worksteal -m "" tests/update $(ARGS)
 
 recordings: $(UV)
 	@$(WITH_SED) $(UV) run python -m tests.repository.recordings

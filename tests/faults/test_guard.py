@@ -19,7 +19,6 @@ from tests.support import postgres, wire
 from tests.support.machine import linux_only
 from tests.support.postgres import Server
 from tests.support.small import PASSED, SQL, Small, passed
-from tests.support.tiers import first
 from tests.variants import ALL_OFF, LEAN, ONE_FILE
 
 CONCERNS = ["*/harness/servers/guard.py", "*/harness/servers/urls.py", "*/harness/errors.py"]
@@ -657,8 +656,8 @@ def test_path():
 )
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("encoding", first(1, ["SQL_ASCII", "LATIN1"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
 def test_server_as_others_configured_it(encoding: str, server: Server, small: Small) -> None:
     odd = ("DateStyle=German", "TimeZone=Asia/Kathmandu")
     with postgres.running(server.binaries, *odd, encoding=encoding) as other:

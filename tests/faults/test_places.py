@@ -311,7 +311,7 @@ def test_folders_are_private_whatever_the_umask(mask: str, small: Small, complet
         assert not mode & 0o077 or (path == small.home and mode == passes), f"{path}: {mode:o}"
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_server_of_a_project_that_is_gone(small: Small) -> None:
     """It goes with the next run of any other project."""
     path = small.path.with_name("another")

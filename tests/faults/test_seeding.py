@@ -240,7 +240,7 @@ asyncio.run(filled())
 """
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_tables_in_a_schema_of_their_own(small: Small, complete: Any) -> None:
     """What makes the schema is asked for; a table there is known as seeded by its whole name."""
     models, conftest = small.path / "app/models/__init__.py", small.path / "tests/conftest.py"
@@ -259,7 +259,7 @@ def test_tables_in_a_schema_of_their_own(small: Small, complete: Any) -> None:
     small.healed(complete, says=BUILT)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_commands_that_run_together(small: Small, complete: Any) -> None:
     """The seeder goes on when it sees that `ingest.py` runs, too."""
     ingest = small.path / "ingest.py"

@@ -391,7 +391,7 @@ def test_loopback_asks_for_a_password(rendered: Render, tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_port_that_is_taken(rendered: Render, tmp_path: Path) -> None:
     """Before a run, it takes another one; in the midst of it, says so; another run shares it."""
     parts = SERVICES["parts"]

@@ -45,7 +45,7 @@ BLOCK = re.compile(
 MAKE = """\
 OPTIONS='import sys; from benchmarks.isolation import parsed; parsed(sys.argv[1:])'
 case "${words[0]:-help}" in
-  help | service | test | test-faults | psql | reset) exec "$make" -s "$@" ;;
+  help | service | test | test-faults | test-updates | psql | reset) exec "$make" -s "$@" ;;
   run)
     set -m  # a process group of its own, as a shell gives it
     log=$(mktemp)

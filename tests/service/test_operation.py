@@ -263,7 +263,7 @@ def test_four_instances_migrate_at_once(unmigrated: Production) -> None:
     ]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_migration_lets_others_read(unmigrated: Production) -> None:
     """Behind a transaction that takes long it waits for a moment, steps back, and tries again."""
     project, env = unmigrated.project, unmigrated.env
@@ -561,7 +561,7 @@ def test_the_database_of_compose_is_the_services_and_it_is_no_superuser(
     )
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_database_of_a_compose_from_before_is_given_to_the_service(
     project: Project, server: Server
 ) -> None:

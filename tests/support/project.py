@@ -103,7 +103,7 @@ class Project:
         self,
         *options: str,
         env: Mapping[str, str | None] | None = None,
-        timeout: float = 180,
+        timeout: float = 600,
         status: int = 0,
         **counts: int,
     ) -> Outcome:
