@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
 import shutil
+import string
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,11 +48,17 @@ def jobs(workflow: Path) -> dict[str, Any]:
 
 
 def commands(workflow: Path) -> Iterator[list[str]]:
-    """Each command that its steps run, in words."""
+    """Each command that its steps run, in words, with each value of a variable from its matrix."""
     for job in jobs(workflow).values():
+        matrix = job.get("strategy", {}).get("matrix", {})
+        of_matrix = {f"${{{{ matrix.{name} }}}}": values for name, values in matrix.items()}
         for step in job["steps"]:
-            for line in step.get("run", "").splitlines():
-                yield shlex.split(line.partition(" > ")[0])
+            env = step.get("env", {})
+            for values in itertools.product(*(of_matrix.get(one, [one]) for one in env.values())):
+                chosen = dict(zip(env, values, strict=True))
+                text = string.Template(step.get("run", "")).safe_substitute(chosen)
+                for line in text.splitlines():
+                    yield shlex.split(line.partition(" > ")[0])
 
 
 def test_there_are_workflows() -> None:
