@@ -764,6 +764,11 @@ def test_other_drivers_are_refused_other_servers(rendered: Render, tmp_path: Pat
         said = own.pytest(env=env, status=1, failed=7, passed=2).output
         assert said.count("is not the tests'. They have theirs from") >= 7
         assert not "".join([*told(unnamed), *told(others)])
+        with TemporaryDirectory() as allowed, bound(Path(allowed, ".s.PGSQL.5432")) as postgres_:
+            setting = f'harness_allowed_connections = ["{allowed}"]\n'
+            append(project.path / "pyproject.toml", setting)
+            own.pytest("-k", "psycopg2_behind", env={**env, "FOLDER": allowed}, passed=1)
+            assert "".join(told(postgres_))
 
 
 # As a line in /etc/hosts has it.
