@@ -266,6 +266,7 @@ def test_one_engine_of_two_leads_elsewhere(sick: Project) -> None:
     assert "\n             prepare(database_url={" in said
 
 
+@pytest.mark.thorough
 def test_service_that_can_not_be_imported_before_prepare(sick: Project) -> None:
     """The package of the tests is as it should be: nobody has come to it."""
     root = sick.path / "conftest.py"
@@ -319,6 +320,7 @@ def test_commands_find_what_tests_find(sick: Project) -> None:
     sick.pytest("--no-cov", "tests/integration/test_seed_database.py", passed=3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "importer", first(1, ["tests/unit/test_pagination.py", "tests/conftest.py"])
 )

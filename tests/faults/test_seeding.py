@@ -164,6 +164,7 @@ def test_edited_command_fails(
     small.healed(complete)
 
 
+@pytest.mark.thorough
 def test_commands_that_made_nothing(small: Small, complete: Any) -> None:
     """They succeeded in another database, where the tests would be next."""
     conftest = small.path / "tests/conftest.py"

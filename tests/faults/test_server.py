@@ -250,6 +250,7 @@ def test_lock_files_missing(small: Small, complete: Any) -> None:
     small.healed(complete, says="embedded, started in")
 
 
+@pytest.mark.thorough
 def test_folder_that_is_a_file(small: Small, complete: Any) -> None:
     shutil.rmtree(small.home)
     small.home.write_text("somebody's")

@@ -89,6 +89,7 @@ def test_signals(signals: str, moment: Moment, workers: str, small: Small, compl
     small.healed(complete)
 
 
+@pytest.mark.thorough
 def test_run_that_ignores_signals(small: Small, complete: Any) -> None:
     """As background jobs of a shell do, and what `nohup` runs: its servers end all the same."""
     ignoring = 'trap "" HUP INT QUIT TERM; exec "$@"'

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.small import SQL, Small
 
 CONCERNS = ["*/harness/isolation/*", "*/harness/harness.py"]
@@ -158,6 +160,7 @@ def test_round_trips(small: Small) -> None:
     assert outcome.counts == {"passed": 23}, outcome.output[-6000:]
 
 
+@pytest.mark.thorough
 def test_dead_rows_do_not_pile_up(small: Small) -> None:
     outcome = small.tried(DEAD_ROWS, "-q")
     assert outcome.counts == {"passed": 601}, outcome.output[-6000:]

@@ -101,6 +101,7 @@ def test_from_nothing_to_nothing(lean: Project) -> None:
     assert "nothing to clean" in harness(lean, "clean")
 
 
+@pytest.mark.thorough
 def test_status_beside_a_run(lean: Project) -> None:
     (lean.path / "tests" / "test_asks.py").write_text(ASKS)
     said = lean.pytest("--no-cov", "-rP", "tests/test_asks.py", passed=1).output

@@ -901,6 +901,7 @@ def test_settings_made_too_early(rendered: Render, tmp_path: Path) -> None:
         assert "made its settings before prepare() was called" in said
 
 
+@pytest.mark.thorough
 def test_parts_of_a_server_that_is_given(rendered: Render, tmp_path: Path) -> None:
     parts = SERVICES["parts"]
     with (

@@ -388,6 +388,7 @@ def test_what_keeps_a_database_from_being_dropped(small: Small) -> None:
     assert [line for line in HOLDS if f"  {line}" in outcome.output] == list(HOLDS)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["prepared", "subscription"])
 def test_what_keeps_a_database_of_a_killed_run_from_being_dropped(name: str, small: Small) -> None:
     file = small.path / "tests" / "test_holds.py"

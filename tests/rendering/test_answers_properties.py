@@ -246,6 +246,7 @@ def test_many_answers_are_refused_or_rendered(
         check(template, python, answers, folder)
 
 
+@pytest.mark.thorough
 def test_a_render_of_odd_names_is_built(rendered: Render, tmp_path: Path) -> None:
     check_build(rendered(**OTHER_NAMES).copy_to(tmp_path / "service"))
 

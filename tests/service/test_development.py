@@ -654,6 +654,7 @@ def test_reset(plain: Desk) -> None:
     assert "nothing to delete" in plain.make("reset", status=2).output
 
 
+@pytest.mark.thorough
 def test_data_of_another_postgres_are_left_alone(plain: Desk) -> None:
     version = plain.path / ".dev/postgres/data/PG_VERSION"
     text = version.read_text()

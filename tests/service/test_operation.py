@@ -244,6 +244,7 @@ def unmigrated(project: Project) -> Iterator[Production]:
         yield Production(project, running, {**running.urls, "ENVIRONMENT": "development"})
 
 
+@pytest.mark.thorough
 def test_four_instances_migrate_at_once(unmigrated: Production) -> None:
     project, env = unmigrated.project, unmigrated.env
     with ThreadPoolExecutor(4) as pool:
@@ -333,6 +334,7 @@ def test_an_index_is_built_behind_a_transaction_that_takes_long(unmigrated: Prod
         assert unmigrated.servers.sql(valid) == [[True]]
 
 
+@pytest.mark.thorough
 def test_two_steps_back_are_two_however_often_they_are_tried(unmigrated: Production) -> None:
     """The first is done, the second doesn't get its lock at once: the tables of a third stay."""
     project, env = unmigrated.project, unmigrated.env
