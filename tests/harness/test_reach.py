@@ -635,6 +635,11 @@ def test_sockets_stay_as_they_are():
         socket.setdefaulttimeout(None)
 
 
+def test_library_that_connects_otherwise():
+    with pytest.raises(RuntimeError, match="module 'redis' .* has no _connect: "):
+        addresses.put_before(redis, "_connect", print)
+
+
 def test_port_that_a_list_leaves_out():
     asked = []
     parameters = {"host": "localhost,127.0.0.1", "port": ",5433"}
@@ -654,7 +659,7 @@ def test_nothing_said():
         psycopg.connect("")
 """
 REFUSED = 5 * 3 + 6 * 2 + 3 * 3 + 2 + 1
-REACHED = 6 + 3 + 2 + 4
+REACHED = 6 + 3 + 2 + 4 + 1
 
 
 def test_other_servers_are_refused(rendered: Render, tmp_path: Path) -> None:

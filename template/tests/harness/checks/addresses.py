@@ -129,10 +129,19 @@ def watch_psycopg2(module: Any, check: Callable[[dict[str, Any]], None]) -> None
 
 
 def put_before(owner: Any, name: str, check: Callable[..., None]) -> None:
-    """Let a function begin with another one, which may raise."""
+    """Let a function begin with another one, which may raise.
+
+    Raises:
+        RuntimeError: there is none of that name, in another version of a library.
+    """
     import functools
 
-    real = getattr(owner, name)
+    real = getattr(owner, name, None)
+    if real is None:
+        raise RuntimeError(
+            f"{owner!r} has no {name}: the harness does not know how this version of the library connects. "
+            "Update the harness, or take an older one of the library."
+        )
 
     @functools.wraps(real)
     def checked(*args: Any, **kwargs: Any) -> Any:
