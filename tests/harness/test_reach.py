@@ -502,6 +502,8 @@ import asyncio
 import contextlib
 import os
 import socket
+import subprocess
+import sys
 
 import asyncpg
 import psycopg
@@ -608,6 +610,8 @@ async def test_socket_of_nobody(way):
 
 def test_the_tests_own_redis():
     assert redis.Redis.from_url(os.environ["REDIS_URL"]).ping()
+    ping = "import os, redis; assert redis.Redis.from_url(os.environ['REDIS_URL']).ping()"
+    subprocess.run([sys.executable, "-c", ping], check=True)
 
 
 async def test_socket_that_a_test_made(tmp_path):
