@@ -124,6 +124,7 @@ FROZEN = (
     + """\
 import datetime
 import os
+import time
 
 import freezegun
 import psycopg
@@ -134,6 +135,7 @@ from sqlalchemy import text
 from app.database import engine
 from tests.harness.environment import current
 from tests.harness.golden import databases
+from tests.harness.waiting import polls
 
 PAST = datetime.datetime(2001, 2, 3, 4, 5, 6, tzinfo=datetime.UTC)
 TOOLS = {
@@ -182,6 +184,11 @@ def test_defines():
 def test_drops_the_database():
     with psycopg.connect(current.conninfo("postgres"), autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {current.database} WITH (FORCE)")
+
+
+def test_looks_that_take_long():
+    looks = [time.sleep(0.1) for _ in polls(0.25)]
+    assert 3 <= len(looks) <= 5
 
 
 def test_patience_ends(monkeypatch):
@@ -248,7 +255,7 @@ def test_anyio_on_trio(extended: Small) -> None:
 @pytest.mark.parametrize("scope", first(1, ["session", "module", "function"]))
 def test_clock_that_is_stopped(scope: str, extended: Small) -> None:
     outcome = extended.tried(FROZEN, SCOPE=scope, timeout=60)
-    assert outcome.counts == {"passed": 35, "error": 10}, outcome.output
+    assert outcome.counts == {"passed": 40, "error": 10}, outcome.output
     found = told(outcome.output)
     assert found.keys() == {"leaks", "leaks_by_psycopg"}
     for said in found.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from time import sleep  # the real one, whatever a test puts into its place later
 
@@ -9,19 +10,18 @@ from time import sleep  # the real one, whatever a test puts into its place late
 def polls(seconds: float, every: float = 0.001) -> Iterator[float]:
     """Look again and again, for so many seconds in all, and less often the longer it takes.
 
-    Counts its naps instead of asking a clock: freezegun and time-machine stop and turn all of them.
+    Asks `os.times()`: freezegun and time-machine stop and turn the clocks of `time`.
 
     Args:
         seconds: after which it looks a last time.
         every: seconds between the first looks; up to ten times as many later.
 
     Yields:
-        The seconds that it has slept.
+        The seconds that have passed, to a hundredth.
     """
-    waited = 0.0
+    begun, waited = os.times().elapsed, 0.0
     yield waited
     while waited < seconds:
-        nap = min(max(every, waited / 10), every * 10, seconds - waited)
-        sleep(nap)
-        waited += nap
+        sleep(min(max(every, waited / 10), every * 10))
+        waited = os.times().elapsed - begun
         yield waited

@@ -215,14 +215,19 @@ def _answers(connect: Callable[[], None]) -> bool:
 
 def _is_named(path: str, own: Set[str]) -> bool:
     """Whether a socket, its name or a folder above it is among those."""
+    if not _spelled(path).isdisjoint(own):
+        return True
+    in_a_folder = "\0" not in path  # or it is one of Linux's, which are in none
+    return in_a_folder and not _spelled(os.path.realpath(path)).isdisjoint(own)
+
+
+def _spelled(path: str) -> set[str]:
+    """A path's last part, the path, and each folder above it."""
     found = {os.path.basename(path)}
-    above = [path] if "\0" in path else [path, os.path.realpath(path)]  # of Linux, in no folder
-    while above:
-        place = above.pop()
-        if place not in found:
-            found.add(place)
-            above.append(os.path.dirname(place))
-    return not found.isdisjoint(own)
+    while path not in found:
+        found.add(path)
+        path = os.path.dirname(path)
+    return found
 
 
 def _listens_itself(where: int | str) -> bool:
