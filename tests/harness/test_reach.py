@@ -31,6 +31,7 @@ from tests.support.tiers import first
 from tests.variants import ALL_OFF
 
 CONCERNS = [
+    "*/harness/checks/addresses.py",
     "*/harness/environment.py",
     "*/harness/layout.py",
     "*/harness/servers/loopback.py",
