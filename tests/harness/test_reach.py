@@ -495,8 +495,6 @@ def test_runs_that_begin_at_once(rendered: Render, tmp_path: Path) -> None:
             assert counted(output) == {"passed": PASSED}, output
 
 
-WITH_REDIS = 'prepare(database_url={"DATABASE_URL": "postgresql"}, redis_url="REDIS_URL")\n'
-
 # Each reaches for a server that is not the tests', and swallows what it is told.
 REACHES = """\
 import asyncio
@@ -668,12 +666,9 @@ REACHED = 6 + 3 + 2 + 4 + 1
 
 
 def test_other_servers_are_refused(rendered: Render, tmp_path: Path) -> None:
-    service = replace(SERVICES["asyncpg"], prepare=WITH_REDIS)
     with (
-        made(service, rendered, tmp_path / "service", use_redis=True) as project,
-        listening() as (tcp, folder),
+        beside_others(rendered, tmp_path / "service") as (project, tcp, folder, others),
         listening() as (unnamed, _),
-        bound(folder / "Redis") as others,
     ):
         env = {
             "OWN": str(tcp.getsockname()[1]),
@@ -759,12 +754,7 @@ def test_own_servers():
 
 @pytest.mark.slow
 def test_other_drivers_are_refused_other_servers(rendered: Render, tmp_path: Path) -> None:
-    service = replace(SERVICES["asyncpg"], prepare=WITH_REDIS)
-    with (
-        made(service, rendered, tmp_path / "service", use_redis=True) as project,
-        listening() as (unnamed, folder),
-        bound(folder / "Redis") as others,
-    ):
+    with beside_others(rendered, tmp_path / "service") as (project, unnamed, folder, others):
         (project.path / "tests/test_shop.py").write_text(OTHER_DRIVERS)
         complete = rendered(**{**ALL_OFF, "use_redis": True})
         own = replace(project, python=install(complete, tmp_path / "environment").python)
@@ -868,6 +858,21 @@ def listening() -> Iterator[tuple[socket.socket, Path]]:
             unix.accept()
 
 
+@contextmanager
+def beside_others(
+    rendered: Render, path: Path
+) -> Iterator[tuple[Project, socket.socket, Path, socket.socket]]:
+    """A service whose tests have a Redis; servers of others, on a port and behind a socket."""
+    prepare = 'prepare(database_url={"DATABASE_URL": "postgresql"}, redis_url="REDIS_URL")\n'
+    service = replace(SERVICES["asyncpg"], prepare=prepare)
+    with (
+        made(service, rendered, path, use_redis=True) as project,
+        listening() as (tcp, folder),
+        bound(folder / "Redis") as others,
+    ):
+        yield project, tcp, folder, others
+
+
 ELSEWHERE = {
     "psycopg": 'import psycopg; psycopg.connect("host=localhost port={port} connect_timeout=5")',
     "psycopg, nothing said": 'import psycopg; psycopg.connect("dbname=app")',
@@ -882,12 +887,7 @@ ELSEWHERE = {
 @pytest.mark.thorough
 def test_seeder_that_goes_elsewhere(rendered: Render, tmp_path: Path) -> None:
     """It read other variables: the developer's own database would be filled."""
-    service = replace(SERVICES["asyncpg"], prepare=WITH_REDIS)
-    with (
-        made(service, rendered, tmp_path / "service", use_redis=True) as project,
-        listening() as (tcp, folder),
-        bound(folder / "Redis") as others,
-    ):
+    with beside_others(rendered, tmp_path / "service") as (project, tcp, folder, others):
         port = tcp.getsockname()[1]
         named = {"DATABASE_URL": f"postgresql://app@127.0.0.1:{port}/app"}
         tried = [(name, named) for name in ELSEWHERE]
