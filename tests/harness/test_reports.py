@@ -78,6 +78,11 @@ async def test_commented(db_session):
     raise AssertionError
 
 
+async def test_nested_comment(db_session):
+    await db_session.execute(text("/* as /* the */ guide says */ DELETE FROM customers"))
+    raise AssertionError
+
+
 async def test_before_a_savepoint(db_session):
     await db_session.execute(text("UPDATE customers SET phone = 'before'"))
     async with db_session.begin_nested() as outer:
@@ -139,6 +144,7 @@ async def test_quiet_rolled_back(db_session):
 
 async def test_quiet_reads(db_session):
     await db_session.get(Customer, 1)
+    await db_session.execute(text("/* as often as you like */ " * 100 + "SELECT 1"))
     raise AssertionError
 
 
@@ -260,7 +266,7 @@ def test_what_was_not_committed(small: Small) -> None:
     found = told(small.tried(NOT_COMMITTED).output)
     assert found.keys() == {
         *("flushed", "added", "changed", "executed", "in_another_session"),
-        *("commented", "before_a_savepoint", "in_a_savepoint"),
+        *("commented", "nested_comment", "before_a_savepoint", "in_a_savepoint"),
         *(
             "quiet_committed",
             "quiet_rolled_back",
@@ -276,6 +282,7 @@ def test_what_was_not_committed(small: Small) -> None:
     assert "Customer, added to or changed in db_session, not even flushed" in sections["changed"]
     assert "DELETE FROM customers WHERE id = 1" in sections["executed"]
     assert "DELETE FROM customers" in sections["commented"]
+    assert "DELETE FROM customers" in sections["nested_comment"]
     assert "UPDATE customers SET phone = 'before'" in sections["before_a_savepoint"]
     assert "UPDATE customers SET phone = 'within'" in sections["in_a_savepoint"]
     assert "UPDATE customers SET phone = '4711'" in sections["in_another_session"]

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 CONNECTS = {"socket.connect", "socket.sendto", "socket.sendmsg"}
-_REDIS = ("redis", "redis.asyncio", "valkey", "valkey.asyncio")
-REDIS = [f"{package}.connection" for package in _REDIS]
+REDIS = [f"{of}.connection" for of in ("redis", "redis.asyncio", "valkey", "valkey.asyncio")]
 _LOOK_UPS = {"socket.getaddrinfo", "socket.gethostbyname"}
 _REVERSE = {"socket.gethostbyaddr", "socket.getnameinfo"}
 

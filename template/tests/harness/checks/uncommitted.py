@@ -6,17 +6,19 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-_BEGINS = r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
+COMMENTS = r"(?:\s|--[^\n]*\n)*(?:/\*.*\*/(?:\s|--[^\n]*\n)*)?"
+"""What may stand before a statement. Comments hold comments: so this goes to the end of any of them."""
+
 _WRITES = re.compile(
-    _BEGINS + r"(?:(?:insert|update|delete|merge|truncate|create|alter|drop)\b"
+    COMMENTS + r"(?:(?:insert|update|delete|merge|truncate|create|alter|drop)\b"
     r"|with\b.*\b(?:insert|update|delete|merge)\b)",
     re.I | re.S,
 )
 _ENDS = re.compile(
-    _BEGINS + r"(?:commit|end|rollback|abort)(?:\s+(?:work|transaction))?\s*;?\s*", re.I | re.S
+    COMMENTS + r"(?:commit|end|rollback|abort)(?:\s+(?:work|transaction))?\s*;?\s*", re.I | re.S
 )
 _SAVEPOINT = re.compile(
-    _BEGINS + r"(savepoint|release|rollback(?:\s+(?:work|transaction))?\s+to)"
+    COMMENTS + r"(savepoint|release|rollback(?:\s+(?:work|transaction))?\s+to)"
     r'(?:\s+savepoint)?\s+"?(\w+)',
     re.I | re.S,
 )

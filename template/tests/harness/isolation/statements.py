@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ..checks.uncommitted import COMMENTS
 from ..golden.databases import Connection
 
 # Nothing but one of these. A setting of one's own (`my.tenant`) leaves an empty one, even when it
@@ -26,7 +27,7 @@ _PLAIN = re.compile(
 )
 _HIDES = re.compile(r"\bset(?:_config)?\b[^;]*\btrack_counts\b", re.IGNORECASE)
 _DEFINES = re.compile(
-    r"(?:^|;)\s*(?:/\*.*?\*/\s*|--[^\n]*\n\s*)*"
+    rf"(?:^|;){COMMENTS}"
     r"(?:alter|call|create|do|drop|import|refresh|reindex|security)\b",
     re.IGNORECASE | re.DOTALL,
 )
